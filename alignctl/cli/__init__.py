@@ -1,0 +1,119 @@
+"""The command line: verbs -> Hydra compose -> typed config -> runner.
+
+Hydra's Compose API is used for everything, never `hydra.main`: so logging, the working directory and the
+run directory stay ours, and no YAML, however hostile, is ever executed. Every mistake is told in a few
+lines. Nothing heavy is imported before the config is accepted, and nothing at all for `--help` and `ls`
+beyond a YAML reader: a typo answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from alignctl import __version__
+from alignctl.cli import texts
+from alignctl.cli.flags import Flags, split_flags
+from alignctl.cli.mistakes import alternatives
+from alignctl.cli.options import Conf, open_conf
+from alignctl.errors import AlignctlError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (interface: 0 ok, 2 usage, 3 environment, ...)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = dispatch(words)
+        sys.stdout.flush()
+    except AlignctlError as error:
+        return _complain(error.render(), error.exit_code)
+    except BrokenPipeError:
+        # The reader left, as in `alignctl --help | head`: what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except KeyboardInterrupt:
+        return _complain("stopped before the run began", 130)
+    except Exception as error:
+        text = f"error: unexpected {type(error).__name__}: {error}"
+        return _complain(f"{text}\n  a fault in alignctl; ALIGNCTL_DEBUG=1 shows where", 1)
+    return code
+
+
+def _complain(text: str, code: int) -> int:
+    if os.environ.get("ALIGNCTL_DEBUG") == "1":
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+    return code
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the verb and hand it the rest."""
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(texts.overview({name: verb.summary for name, verb in VERBS.items()}))
+        return 0
+    verb, *rest = words
+    if verb == "--version":
+        print(f"alignctl {__version__}")
+        return 0
+    if verb in VERBS:
+        return VERBS[verb].run(rest)
+    if verb.startswith("-") or "=" in verb:
+        raise UsageError(f"a command comes first, got {verb}", f"did you mean   alignctl train {verb}")
+    raise UsageError(f"{verb} is not a command of alignctl", *alternatives(verb, list(VERBS)))
+
+
+def train(words: list[str]) -> int:
+    """`alignctl train`: help, the composed config, a sweep, or one run."""
+    flags, overrides = split_flags(words)
+    conf = open_conf(flags.config_dir)
+    if flags.help:
+        print(texts.train_help(conf, overrides))
+        return 0
+    if flags.multirun:
+        from alignctl.cli.sweep import run_sweep
+
+        return run_sweep(conf, overrides)
+    return _train_once(conf, flags, overrides, argv=["alignctl", "train", *words])
+
+
+def _train_once(conf: Conf, flags: Flags, overrides: list[str], *, argv: list[str]) -> int:
+    from alignctl.cli.compose import load
+
+    config = load(conf, overrides)
+    if flags.show_config:
+        from alignctl.config import as_yaml
+
+        print(as_yaml(config), end="")
+        return 0
+    # Imports torch, so only now that the config is accepted.
+    from alignctl.runners.train import run
+
+    return run(config, argv=argv, overrides=overrides)
+
+
+def ls(words: list[str]) -> int:
+    """`alignctl ls [group]`: the options of every group, or one group's with their settings."""
+    flags, groups = split_flags(words)
+    conf = open_conf(flags.config_dir)
+    if flags.help or len(groups) > 1:
+        print("usage: alignctl ls [group]")
+        return 0 if flags.help else 2
+    print(texts.group_listing(conf, groups[0]) if groups else texts.listing(conf))
+    return 0
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: what `alignctl --help` says of it and what it runs."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+VERBS = {
+    "train": Verb("align a model with preference pairs", train),
+    "ls": Verb("list the options of a group and their settings", ls),
+}

@@ -1,0 +1,132 @@
+"""Typed words -> Hydra overrides: group choices, settings, sugar and quoting.
+
+Every setting becomes `++key=value`, so that Hydra never refuses one and the typed parse is the single place
+that knows which keys exist; nobody ever types `+`. Values that Hydra's grammar cannot read (`~/x`, `a=b`,
+`é`, `#`, `(1)`) are quoted here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from alignctl.cli.mistakes import Mistake, alternatives
+from alignctl.cli.options import (
+    FORBIDDEN_KEYS,
+    PATH_OPTIONS,
+    Conf,
+    chosen_by_default,
+    option_for_path,
+    options,
+    unsafe_text,
+)
+
+LOOK = "settings look like   train.lr=1e-5"
+KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+@dataclass
+class Request:
+    """What was typed, understood: group -> option, key -> value in Hydra's grammar, and the mistakes."""
+
+    choices: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def hydra_overrides(self) -> list[str]:
+        """The list that Hydra composes with."""
+        chosen = [f"{group}={option}" for group, option in self.choices.items()]
+        return chosen + [f"++{key}={value}" for key, value in self.settings.items()]
+
+
+def read(words: Sequence[str], conf: Conf) -> Request:
+    """Understand the words of one command; what is wrong with them is in `mistakes`, nothing is raised."""
+    request, groups = Request(), chosen_by_default(conf)
+    for word in words:
+        key, equals, value = word.partition("=")
+        key = key.lstrip("+")
+        mistake = _refused(word, key, equals, value)
+        if mistake is not None:
+            request.mistakes.append(mistake)
+        elif key in request.choices or key in request.settings:
+            request.mistakes.append(Mistake(key, f"{key} is given twice", ("leave one of them out",)))
+        elif key in groups:
+            _choose(request, conf, key, value)
+        else:
+            _set(request, key, value)
+    return request
+
+
+def _refused(word: str, key: str, equals: str, value: str) -> Mistake | None:
+    if key.startswith("~"):
+        return Mistake(
+            key,
+            f"{word} cannot take a setting away",
+            ("to switch something off   adapter=none, train.steps=null",),
+        )
+    if not equals:
+        guess = f"did you mean   dataset={word}" if "." in word or "/" in word else LOOK
+        return Mistake(key, f"{word} is neither a flag nor a setting", (guess,))
+    if any(part in FORBIDDEN_KEYS for part in re.split(r"[./@:]", key)):
+        return Mistake(key, f"{key} is refused: Hydra's own settings and code are not configurable")
+    if not KEY.fullmatch(key):
+        return Mistake(key, f"{key} is not the name of a setting", (LOOK,))
+    reason = unsafe_text(value)
+    return Mistake(key, f"the value of {key} {reason}") if reason else None
+
+
+def _choose(request: Request, conf: Conf, group: str, value: str) -> None:
+    """A group choice: an option, or a path where the group takes one."""
+    names = list(options(conf, group))
+    if value in names:
+        request.choices[group] = value
+    elif path_option := option_for_path(group, value):
+        request.choices[group] = path_option
+        _set(request, f"{group}.path", value)
+    elif any(separator in value for separator in ",([{"):
+        request.mistakes.append(_several_values(group, f"{group}={value}"))
+    else:
+        hints = alternatives(value, names)
+        if group in PATH_OPTIONS:
+            hints = (*hints, f"your own   {PATH_OPTIONS[group][1]}")
+        request.mistakes.append(Mistake(group, f"{group}={value} is not an option of {group}", hints))
+
+
+def _set(request: Request, key: str, value: str) -> None:
+    override = parsed(key, value)
+    if key in request.settings:
+        request.mistakes.append(Mistake(key, f"{key} is given twice", ("leave one of them out",)))
+    elif override is not None and override.is_sweep_override():
+        request.mistakes.append(_several_values(key, f"{key}={value}"))
+    elif override is None and value.startswith(("[", "{")):
+        hint = 'quote the parts that hold other signs   \'adapter.targets=["a.b","c"]\''
+        request.mistakes.append(Mistake(key, f"{key}={value} cannot be read as a list", (hint,)))
+    else:
+        request.settings[key] = value if override is not None else quoted(value)
+
+
+def _several_values(key: str, word: str) -> Mistake:
+    value = word.partition("=")[2]
+    hints = ("to run each of them   add --multirun", f"one list              '{key}=[{value}]'")
+    hints = hints if "." in key else hints[:1]
+    return Mistake(key, f"{word} gives {key} several values", hints)
+
+
+def parsed(key: str, value: str) -> Override | None:
+    """The override in Hydra's grammar, or None where the grammar cannot read the value."""
+    try:
+        return OverridesParser.create().parse_override(f"++{key}={value}")
+    except HydraException:
+        return None
+
+
+def quoted(value: str) -> str:
+    """The value as a quoted string of Hydra's grammar, where a backslash only escapes before a quote."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f'"{escaped}{chr(92) * trailing}"'

@@ -1,0 +1,174 @@
+"""`--multirun`: every combination of the given values, each in a fresh child process, one after another.
+
+A child per job, because GPU memory, compiled code and random state of one run must not reach the next. All
+jobs are composed and checked before the first one starts. `sweep.json` in the sweep's directory holds each
+job's overrides, directory and exit code; the same sweep typed again leaves out the jobs that ended well.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hydra.core.override_parser.types import Glob
+
+from alignctl.cli.compose import load
+from alignctl.cli.options import Conf, options
+from alignctl.cli.overrides import parsed, quoted
+from alignctl.config import request_hash
+from alignctl.errors import RunDirectoryError, UsageError
+
+MAX_JOBS = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep; `request` is the hash of what it computes, `exit_code` None until it ended."""
+
+    overrides: list[str]
+    out: str
+    request: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked plan."""
+
+    directory: Path
+    jobs: list[Job]
+    overwrite: bool
+
+
+def combinations(words: Sequence[str], conf: Conf) -> list[list[str]]:
+    """The words of each job; raises UsageError for values that cannot be counted."""
+    choices = [_values(word, conf) for word in words]
+    jobs = 1
+    for values in choices:
+        jobs *= len(values)
+    if jobs > MAX_JOBS:
+        raise UsageError(f"--multirun would start {jobs} runs, more than {MAX_JOBS}")
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _values(word: str, conf: Conf) -> list[str]:
+    key, equals, value = word.partition("=")
+    key = key.lstrip("+")
+    override = parsed(key, value) if equals else None
+    if override is None:
+        # A value outside Hydra's grammar, such as ~/a.jsonl,~/b.jsonl, is taken apart at its commas.
+        whole = not equals or value.startswith(("[", "{", "'", '"'))
+        return [word] if whole else [f"{key}={part}" for part in value.split(",")]
+    if not override.is_sweep_override():
+        return [word]
+    if not override.is_discrete_sweep():
+        raise UsageError(f"{word} has no countable values", f"list them   {key}=a,b,c")
+    pattern = override.value()
+    if isinstance(pattern, Glob):
+        matches = [name for name in options(conf, key) if _matches(name, pattern)]
+        if not matches:
+            raise UsageError(f"{word} matches no option of {key}", f"options   alignctl ls {key}")
+        return [f"{key}={name}" for name in matches]
+    return [f"{key}={one}" for one in override.sweep_string_iterator()]
+
+
+def _matches(name: str, pattern: Glob) -> bool:
+    excluded = any(fnmatch.fnmatchcase(name, one) for one in pattern.exclude)
+    return not excluded and any(fnmatch.fnmatchcase(name, one) for one in pattern.include)
+
+
+def plan(conf: Conf, words: Sequence[str]) -> Sweep:
+    """Check every job and name its directory BASE/N; BASE is `out=`, or named after what is computed."""
+    with_out = [word for word in words if word.lstrip("+").startswith("out=")]
+    if len(with_out) > 1:
+        raise UsageError("out is given twice", "leave one of them out")
+    jobs = combinations([word for word in words if word not in with_out], conf)
+    configs = [load(conf, [*job, *with_out]) for job in jobs]
+    requests = [request_hash(config) for config in configs]
+    names = "-".join(dict.fromkeys(config.algo.name for config in configs))
+    digest = hashlib.sha256(" ".join(requests).encode()).hexdigest()[:8]
+    base = Path(configs[0].out or f"sweeps/{names}-{digest}")
+    planned = [Job(job, str(base / str(n)), requests[n]) for n, job in enumerate(jobs)]
+    return Sweep(base, planned, overwrite=any(config.overwrite for config in configs))
+
+
+def run_sweep(conf: Conf, words: Sequence[str]) -> int:
+    """Run the jobs in order; returns the first exit code that is not 0. A stopped job stops the sweep."""
+    sweep = plan(conf, words)
+    jobs = resumed(sweep)
+    sweep.directory.mkdir(parents=True, exist_ok=True)
+    for n, job in enumerate(jobs):
+        if job.exit_code == 0:
+            print(f"job {n} of {len(jobs)} is done: {job.out}", file=sys.stderr)
+            continue
+        print(f"job {n} of {len(jobs)}: {' '.join(job.overrides)} out={job.out}", file=sys.stderr, flush=True)
+        jobs[n] = replace(job, exit_code=run_child(_command(conf, job)))
+        _write(sweep.directory, jobs)
+        if jobs[n].exit_code in (130, 143):
+            break
+    print(sweep.directory / "sweep.json")
+    return next((job.exit_code for job in jobs if job.exit_code), 0)
+
+
+def resumed(sweep: Sweep) -> list[Job]:
+    """The planned jobs, with the exit codes of the same sweep's last run."""
+    file = sweep.directory / "sweep.json"
+    if sweep.overwrite or not file.exists():
+        return list(sweep.jobs)
+    try:
+        before = [Job(**job) for job in json.loads(file.read_text(encoding="utf-8"))["jobs"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunDirectoryError(f"{file} is not a sweep's record", "choose another out=") from error
+    if [(job.request, job.out) for job in before] != [(job.request, job.out) for job in sweep.jobs]:
+        raise RunDirectoryError(
+            f"{sweep.directory} holds another sweep", "choose another out=", "or replace it   overwrite=true"
+        )
+    return [
+        replace(job, exit_code=0 if old.exit_code == 0 else None)
+        for job, old in zip(sweep.jobs, before, strict=True)
+    ]
+
+
+def _write(directory: Path, jobs: list[Job]) -> None:
+    temporary = directory / ".tmp-sweep.json"
+    text = json.dumps({"schema": 1, "jobs": [asdict(job) for job in jobs]}, indent=2, ensure_ascii=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(directory / "sweep.json")
+
+
+def _command(conf: Conf, job: Job) -> list[str]:
+    flags = [] if conf.own is None else ["--config-dir", str(conf.own)]
+    # The working directory is on the child's import path only where it is on ours.
+    isolated = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+    return [
+        sys.executable,
+        *isolated,
+        "-m",
+        "alignctl.cli",
+        "train",
+        *flags,
+        *job.overrides,
+        f"out={quoted(job.out)}",
+    ]
+
+
+def run_child(command: list[str]) -> int:
+    """Run one job in a session of its own, so that each signal reaches it exactly once: from here."""
+    child = subprocess.Popen(command, start_new_session=True)
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {stop: signal.signal(stop, lambda number, _: child.send_signal(number)) for stop in stops}
+    try:
+        code = child.wait()
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,73 @@
+"""Rows that cannot be used, and the error that lists them.
+
+One problem per row, the first one found, so counts of problems are counts of rows. The reason is a
+constant phrase that can be counted; what belongs to the single row (byte offset, value) is the detail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignctl.errors import DataError
+
+SHOWN = 8
+SCHEMAS = (
+    "accepted: prompt + chosen + rejected as text; chosen + rejected as lists of messages; "
+    "chosen + rejected as 'Human: ... Assistant: ...' transcripts (dataset.columns.* names the columns)"
+)
+
+
+class RowFault(Exception):
+    """What is wrong with one row, raised by a check that does not know where the row comes from."""
+
+    def __init__(self, field: str, reason: str, detail: str = "") -> None:
+        super().__init__(field, reason, detail)
+        self.field = field
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row, named FILE:LINE, and why it cannot be used."""
+
+    id: str
+    field: str
+    reason: str
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        """`FILE:LINE field: reason (detail)`, the line a user reads."""
+        return f"{self.id} {self.field}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+class BadRows(DataError):
+    """Several unusable rows; `rows` holds all of them, the message only the first few."""
+
+    def __init__(self, rows: Sequence[BadRow], *, left: str = "") -> None:
+        listed = [row.text for row in rows[:SHOWN]]
+        if len(rows) > SHOWN:
+            listed.append(f"+{len(rows) - SHOWN} more")
+        if any(row.reason == "missing" for row in rows):
+            listed.append(SCHEMAS)
+        if not left:
+            listed.append("dataset.on_bad=drop leaves such rows out and counts them")
+        count = "1 row cannot" if len(rows) == 1 else f"{len(rows)} rows cannot"
+        super().__init__(f"{count} be used{left}", *listed)
+        self.rows = tuple(rows)
+
+
+def bad_row(row_id: str, fault: RowFault) -> BadRow:
+    """The fault together with the row it belongs to."""
+    return BadRow(row_id, fault.field, fault.reason, fault.detail)
+
+
+def count_reasons(rows: Sequence[BadRow]) -> dict[str, int]:
+    """How many rows there are for each `field: reason`, in order of appearance."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        key = f"{row.field}: {row.reason}"
+        counts[key] = counts.get(key, 0) + 1
+    return counts

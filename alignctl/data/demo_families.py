@@ -1,0 +1,370 @@
+"""The eleven families of demo tasks: each makes a prompt, a good and a bad answer, and the judge of both.
+
+The good answer keeps the constraint and is right. The bad one fails the way a small unaligned model does
+(chatter around the answer, a wrong count, capitals, a forgotten phrase), is sometimes the shorter one, and
+in a share of the pairs keeps the form but gets the content wrong, so that content is trained too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+from alignctl.data import gold
+from alignctl.data.demo_facts import CATEGORIES, COUNTS, EXCLUSIVE, QUESTIONS
+from alignctl.data.demo_topics import TOPICS
+from alignctl.data.demo_wordings import CLOSINGS, INCLUDES, OPENINGS, POSTSCRIPTS, PREAMBLES, WORDINGS
+
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
+# Share of pairs whose bad answer keeps the form and is wrong: higher where one right answer exists.
+WRONG_PROSE, WRONG_ITEMS, WRONG_FACT = 0.2, 0.25, 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One prompt with its answers and its judge."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    judge: gold.Judge
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """Something to write about: its name, its sentences, and the `gold.keywords` of it."""
+
+    name: str
+    sentences: tuple[str, ...]
+    keywords: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A kind of thing, members to name, and the `gold.stems` of these and then of others that count."""
+
+    singular: str
+    plural: str
+    members: tuple[str, ...]
+    pool: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A closed question with its answer; the first accepted word is the one to give."""
+
+    subject: str
+    accepted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the tasks of one split are made of."""
+
+    topics: tuple[Topic, ...]
+    categories: tuple[Category, ...]
+    exclusive: tuple[Category, ...]
+    """Those whose members belong nowhere else, for questions of yes or no."""
+    facts: Mapping[str, tuple[Fact, ...]]
+    """By kind."""
+    counts: tuple[tuple[str, int], ...]
+    sums: tuple[tuple[str, int, int], ...]
+    closings: tuple[str, ...]
+    openings: tuple[str, ...]
+    includes: tuple[str, ...]
+    wordings: Mapping[str, tuple[str, ...]]
+
+
+# --- everything there is -------------------------------------------------------------------------------
+
+
+def _topic(words: str, sentences: str) -> Topic:
+    name, _, further = words.partition(" | ")
+    parts = tuple(f"{part.rstrip('.')}." for part in sentences.split(". "))
+    return Topic(name, parts, gold.keywords(f"{further} {sentences}"))
+
+
+def _category(line: str) -> Category:
+    names, _, members = line.partition(": ")
+    singular, _, plural = names.partition(", ")
+    listed, _, accepted = members.partition(" | ")
+    pool = tuple(gold.stems(member) for member in ", ".join((listed, accepted)).split(", ") if member)
+    return Category(singular, plural, tuple(listed.split(", ")), pool)
+
+
+def _facts(pairs: str) -> tuple[Fact, ...]:
+    split = [pair.split(" = ") for pair in pairs.split(", ")]
+    return tuple(Fact(subject, tuple(answer.split("/"))) for subject, answer in split)
+
+
+def _sums() -> list[tuple[str, int, int]]:
+    plus = [("+", a, b) for a in range(1, 11) for b in range(1, 11)]
+    minus = [("-", a, b) for a in range(2, 13) for b in range(1, min(a, 7))]
+    times = [("×", a, b) for a in range(2, 11) for b in range(2, 11) if min(a, b) <= 2 or 10 in (a, b)]
+    return plus + minus + times
+
+
+def all_material() -> Material:
+    """Every topic, category, fact, phrase and wording, in a fixed order."""
+    counts = [entry.split(" = ") for entry in COUNTS.split(", ")]
+    categories = tuple(map(_category, CATEGORIES))
+    return Material(
+        topics=tuple(map(_topic, TOPICS[::2], TOPICS[1::2])),
+        categories=categories,
+        exclusive=tuple(entry for entry in categories if entry.singular in EXCLUSIVE),
+        facts={kind: _facts(pairs) for kind, (_, _, pairs) in QUESTIONS.items()},
+        counts=tuple((subject, int(value)) for subject, value in counts),
+        sums=tuple(_sums()),
+        closings=CLOSINGS,
+        openings=OPENINGS,
+        includes=tuple(INCLUDES),
+        wordings=WORDINGS | {kind: asks for kind, (asks, _, _) in QUESTIONS.items()},
+    )
+
+
+# --- prose about a topic -------------------------------------------------------------------------------
+
+
+def _prose(topic: Topic, prompt: str, form: Callable[[str], float]) -> gold.Judge:
+    return gold.Judge(prompt, form, partial(gold.topic_content, topic=topic.keywords, prompt=prompt))
+
+
+def _ask(rng: Random, material: Material, topic: Topic, constraint: str) -> str:
+    request = rng.choice(material.wordings["about"]).format(topic=topic.name)
+    return f"{constraint} {request}" if rng.random() < 0.25 else f"{request} {constraint}"
+
+
+def _text(rng: Random, topic: Topic, *counts: int) -> str:
+    return " ".join(topic.sentences[: rng.choice(counts)])
+
+
+def _off_topic(rng: Random, material: Material, judge: gold.Judge) -> Topic:
+    """A topic of which nothing counts for this prompt."""
+    others = rng.sample(material.topics, len(material.topics))
+    return next(other for other in others if judge.content(" ".join(other.sentences)) == 0.0)
+
+
+def lower(rng: Random, material: Material) -> Task:
+    """No capital letters."""
+    topic = rng.choice(material.topics)
+    prompt = _ask(rng, material, topic, rng.choice(material.wordings["lower"]))
+    judge = _prose(topic, prompt, gold.lower_form)
+    if rng.random() < WRONG_PROSE:
+        rejected = _text(rng, _off_topic(rng, material, judge), 1, 2).lower()
+    else:
+        rejected = rng.choice(("", "", *PREAMBLES)) + _text(rng, topic, 1, 2, 3)
+    return Task(prompt, _text(rng, topic, 1, 2).lower(), rejected, judge)
+
+
+def closing(rng: Random, material: Material) -> Task:
+    """A given sentence at the end."""
+    topic, phrase, other = rng.choice(material.topics), *rng.sample(material.closings, 2)
+    prompt = _ask(rng, material, topic, rng.choice(material.wordings["closing"]).format(phrase=phrase))
+    judge = _prose(topic, prompt, partial(gold.closing_form, phrase=phrase))
+    body = _text(rng, topic, 1, 2)
+    if rng.random() < WRONG_PROSE:
+        rejected = f"{_text(rng, _off_topic(rng, material, judge), 1, 2)} {phrase}"
+    else:
+        longer = _text(rng, topic, 2, 3)
+        lapses = (body, longer, f"{body} {other}", f"{phrase} {body}", f"{body} {phrase} {longer}")
+        rejected = rng.choice(lapses)
+    return Task(prompt, f"{body} {phrase}", rejected, judge)
+
+
+def opening(rng: Random, material: Material) -> Task:
+    """A given phrase at the start."""
+    topic, phrase, other = rng.choice(material.topics), *rng.sample(material.openings, 2)
+    prompt = _ask(rng, material, topic, rng.choice(material.wordings["opening"]).format(phrase=phrase))
+    judge = _prose(topic, prompt, partial(gold.opening_form, phrase=phrase))
+    body = _text(rng, topic, 1, 2)
+    if rng.random() < WRONG_PROSE:
+        rejected = f"{phrase} {_text(rng, _off_topic(rng, material, judge), 1, 2)}"
+    else:
+        longer = _text(rng, topic, 2, 3)
+        rejected = rng.choice((body, longer, f"{other} {body}", f"{longer} {phrase}", f"{body} {phrase}"))
+    return Task(prompt, f"{phrase} {body}", rejected, judge)
+
+
+def include(rng: Random, material: Material) -> Task:
+    """A given word somewhere in the answer."""
+    phrase, other = rng.sample(material.includes, 2)
+    topic = rng.choice([entry for entry in material.topics if entry.keywords.isdisjoint(gold.roots(phrase))])
+    prompt = _ask(rng, material, topic, rng.choice(material.wordings["include"]).format(phrase=phrase))
+    judge = _prose(topic, prompt, partial(gold.include_form, phrase=phrase))
+    body = _text(rng, topic, 1, 2)
+    if rng.random() < WRONG_PROSE:
+        rejected = f"{_text(rng, _off_topic(rng, material, judge), 1, 2)} {INCLUDES[phrase]}"
+    else:
+        tail = INCLUDES[other] if phrase not in gold.words(INCLUDES[other]) else topic.sentences[-1]
+        rejected = rng.choice((body, f"{body} {tail}", " ".join(topic.sentences)))
+    return Task(prompt, f"{body} {INCLUDES[phrase]}", rejected, judge)
+
+
+def brief(rng: Random, material: Material) -> Task:
+    """At most n words."""
+    topic = rng.choice(material.topics)
+    n = len(gold.words(topic.sentences[0])) + rng.randint(0, 5)
+    constraint = rng.choice(material.wordings["brief"]).format(n=n, m=n + 1)
+    prompt = _ask(rng, material, topic, constraint)
+    judge = _prose(topic, prompt, partial(gold.brief_form, n=n))
+    if rng.random() < WRONG_PROSE:
+        others = [_off_topic(rng, material, judge) for _ in range(8)]
+        rejected = min((other.sentences[0] for other in others), key=len)
+    else:
+        rejected = rng.choice(("", *PREAMBLES)) + " ".join(topic.sentences) + rng.choice(("", *POSTSCRIPTS))
+    return Task(prompt, topic.sentences[0], rejected, judge)
+
+
+def sentences(rng: Random, material: Material) -> Task:
+    """Exactly n sentences."""
+    topic, n = rng.choice(material.topics), rng.randint(1, 3)
+    named = f"{rng.choice((NUMBER_WORDS[n], str(n)))} sentence{'s' * (n > 1)}"
+    prompt = _ask(rng, material, topic, rng.choice(material.wordings["sentences"]).format(s=named))
+    judge = _prose(topic, prompt, partial(gold.sentences_form, n=n))
+    chosen = " ".join(topic.sentences[:n])
+    if rng.random() < WRONG_PROSE:
+        rejected = " ".join(_off_topic(rng, material, judge).sentences[:n])
+    elif n == 1 or (n == 2 and rng.random() < 0.5):
+        rejected = " ".join(topic.sentences) + rng.choice(("", *POSTSCRIPTS))
+    else:
+        rejected = " ".join(topic.sentences[: rng.randint(1, n - 1)])
+    return Task(prompt, chosen, rejected, judge)
+
+
+# --- members of a category -----------------------------------------------------------------------------
+
+
+def _other_members(rng: Random, pool: tuple[Category, ...], category: Category, n: int) -> list[str]:
+    """Members of another category of the pool, none of which is a member of this one."""
+    known = " ".join(category.pool)
+    clean = [
+        [name for name, form in zip(other.members, other.pool, strict=False) if form not in known]
+        for other in pool
+        if other is not category
+    ]
+    return rng.sample(rng.choice([names for names in clean if len(names) >= n]), n)
+
+
+def _numbered(names: list[str]) -> str:
+    return "\n".join(f"{place}. {name[0].upper()}{name[1:]}" for place, name in enumerate(names, 1))
+
+
+def _in_prose(category: Category, names: list[str]) -> str:
+    return f"Some {category.plural} are {', '.join(names[:-1])} and {names[-1]}."
+
+
+def _members(rng: Random, category: Category, n: int) -> tuple[list[str], list[str]]:
+    """n members, and a list that begins the same way with a wrong count: two or more off, or one short."""
+    most = min(len(category.members), n + 4)
+    names = rng.sample(category.members, most)
+    counts = [k for k in (n - 2, n - 1, n + 2, n + 3, n + 4) if 1 <= k <= most]
+    return names[:n], names[: rng.choice(counts)]
+
+
+def list_of(rng: Random, material: Material) -> Task:
+    """A list of exactly n items, one per line."""
+    category, n = rng.choice(material.categories), rng.randint(2, 6)
+    number = rng.choice((NUMBER_WORDS[n], str(n)))
+    prompt = rng.choice(material.wordings["list"]).format(n=number, things=category.plural)
+    content = partial(gold.items_content, split=gold.list_items, pool=category.pool)
+    names, wrong = _members(rng, category, n)
+    if rng.random() < WRONG_ITEMS:
+        rejected = _numbered(_other_members(rng, material.categories, category, n))
+    else:
+        lead = rng.choice(("", f"Sure! Here are some {category.plural}:\n\n", "Here is the list:\n\n"))
+        rejected = rng.choice((lead + _numbered(wrong), _numbered(wrong), _in_prose(category, names)))
+    return Task(prompt, _numbered(names), rejected, gold.Judge(prompt, partial(gold.list_form, n=n), content))
+
+
+def comma(rng: Random, material: Material) -> Task:
+    """n names on one line with commas between them."""
+    category, n = rng.choice(material.categories), rng.randint(2, 6)
+    number = rng.choice((NUMBER_WORDS[n], str(n)))
+    prompt = rng.choice(material.wordings["comma"]).format(n=number, things=category.plural)
+    content = partial(gold.items_content, split=gold.comma_items, pool=category.pool)
+    names, wrong = _members(rng, category, n)
+    if rng.random() < WRONG_ITEMS:
+        rejected = ", ".join(_other_members(rng, material.categories, category, n))
+    else:
+        chatty = f"{rng.choice(PREAMBLES)}{_in_prose(category, names)}"
+        rejected = rng.choice((_numbered(names), _numbered(wrong), chatty, ", ".join(wrong)))
+    return Task(
+        prompt, ", ".join(names), rejected, gold.Judge(prompt, partial(gold.comma_form, n=n), content)
+    )
+
+
+# --- one right answer ----------------------------------------------------------------------------------
+
+
+def _bare(rng: Random, prompt: str, right: str, wrong: str, said: tuple[str, ...], judge: gold.Judge) -> Task:
+    """The bare answer against a wrong one or a talkative one."""
+    rejected = wrong if rng.random() < WRONG_FACT else rng.choice(("", "", *PREAMBLES)) + rng.choice(said)
+    return Task(prompt, right, rejected, judge)
+
+
+def number(rng: Random, material: Material) -> Task:
+    """A small sum or a well-known count as a bare number."""
+    if rng.random() < 0.2:
+        subject, value = rng.choice(material.counts)
+        request = rng.choice(material.wordings["count"]).format(x=subject)
+        said = (f"There are {value} {subject}.", f"The number of {subject} is {value}.")
+    else:
+        sign, a, b = rng.choice(material.sums)
+        value = {"+": a + b, "-": a - b, "×": a * b}[sign]
+        request = rng.choice(material.wordings[sign]).format(a=a, b=b)
+        shown = f"{a} {sign.replace('×', 'x')} {b}"
+        said = (f"{shown} = {value}", f"The answer is {value}.", f"The answer to {shown} is {value}.")
+    prompt = f"{request} {rng.choice(material.wordings['number'])}"
+    wrong = value + rng.choice([step for step in (-3, -2, -1, 1, 2, 3, 10) if value + step > 0])
+    judge = gold.Judge(prompt, gold.bare_form, partial(gold.number_content, value=value))
+    return _bare(rng, prompt, str(value), str(wrong), said, judge)
+
+
+def _word_judge(prompt: str, accepted: tuple[str, ...], others: set[str]) -> gold.Judge:
+    right = {word.lower() for word in accepted}
+    rivals = {word.lower() for word in others} - right - set(gold.words(prompt))
+    return gold.Judge(
+        prompt,
+        gold.bare_form,
+        partial(gold.word_content, accepted=frozenset(right), rivals=frozenset(rivals)),
+    )
+
+
+def word(rng: Random, material: Material) -> Task:
+    """A fact in one word."""
+    kind = rng.choice(list(QUESTIONS))
+    same, statement = material.facts[kind], QUESTIONS[kind][1]
+    fact = rng.choice(same)
+    request = rng.choice(material.wordings[kind]).format(x=fact.subject)
+    prompt = f"{request} {rng.choice(material.wordings['word'])}"
+    others = {other.accepted[0] for other in same} - set(fact.accepted)
+    sentence = statement.format(x=fact.subject, y=fact.accepted[0])
+    said = (sentence, sentence[0].upper() + sentence[1:])
+    right, wrong = (name[0].upper() + name[1:] for name in (fact.accepted[0], rng.choice(sorted(others))))
+    return _bare(rng, prompt, right, wrong, said, _word_judge(prompt, fact.accepted, others))
+
+
+def yes_or_no(rng: Random, material: Material) -> Task:
+    """Whether a word names a member of a category."""
+    category, right = rng.choice(material.exclusive), rng.choice(("Yes", "No"))
+    others = _other_members(rng, material.exclusive, category, 1)
+    item = rng.choice(category.members) if right == "Yes" else others[0]
+    request = rng.choice(material.wordings["membership"]).format(item=f'"{item}"', thing=category.singular)
+    prompt = f"{request} {rng.choice(material.wordings['yes or no'])}"
+    wrong = "No" if right == "Yes" else "Yes"
+    verb = "is" if right == "Yes" else "is not"
+    said = (
+        f"{right}, {item} {verb} the name of a {category.singular}.",
+        f'{right}, the word "{item}" {verb} used for a {category.singular}.',
+    )
+    judge = gold.Judge(
+        prompt, gold.bare_form, partial(gold.word_content, accepted=(right.lower(),), rivals=(wrong.lower(),))
+    )
+    return _bare(rng, prompt, right, wrong, said, judge)
+
+
+FAMILIES: tuple[Callable[[Random, Material], Task], ...] = (
+    list_of, comma, lower, closing, opening, include, brief, sentences, number, word, yes_or_no,
+)  # fmt: skip

@@ -1,0 +1,64 @@
+"""The mistakes and faults a user can meet, each with its exit code.
+
+A message says what is wrong (the key as typed, the rule, the value), each hint says a way on. Whoever
+raises one writes for a person at a terminal: at most a dozen lines, no traceback.
+"""
+
+from __future__ import annotations
+
+
+class AlignctlError(Exception):
+    """The run failed. Base of every error that is shown without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hints = hints
+
+    def render(self) -> str:
+        """The text for stderr: `error: ...`, then one indented line per hint."""
+        return "\n".join([f"error: {self.message}", *(f"  {hint}" for hint in self.hints)])
+
+
+class UsageError(AlignctlError):
+    """A command, key or value that cannot be used as typed."""
+
+    exit_code = 2
+
+
+class SetupError(AlignctlError):
+    """Something outside the config is missing or unfit: package, file, model, service, disk space."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(AlignctlError):
+    """The model or the batch does not fit; the hints name the next smaller settings."""
+
+    exit_code = 4
+
+
+class DataError(AlignctlError):
+    """Rows that cannot be trained on."""
+
+    exit_code = 6
+
+
+class RunDirectoryError(AlignctlError):
+    """A run directory or checkpoint that is busy, finished, foreign, changed or corrupt."""
+
+    exit_code = 7
+
+
+class Interrupted(AlignctlError):
+    """A signal stopped the run after its state was saved; exit code 128 + signal number."""
+
+    def __init__(self, signal_number: int, message: str, *hints: str) -> None:
+        super().__init__(message, *hints)
+        self.exit_code = 128 + signal_number
+
+    def render(self) -> str:
+        """Not an error: the same layout without the word."""
+        return "\n".join([self.message, *(f"  {hint}" for hint in self.hints)])

@@ -1,0 +1,1 @@
+"""Evaluation: held-out preferences and the statistics behind every interval."""

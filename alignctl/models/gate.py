@@ -1,0 +1,112 @@
+"""Which layout a model can be run in, decided by its config and then proved on the model itself.
+
+Sharing a prompt is exact only where attention is the sole place in which tokens meet, and only without
+dropout. The config rules out what a short proof cannot show (windows); the proof rules out what a config
+does not say (soft caps, sinks, position biases, scaled logits): the same few tokens go through our
+forward pass and through the model's own, and the log-probabilities have to agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from alignctl.errors import SetupError
+from alignctl.models import attention
+from alignctl.models.packing import pack
+from alignctl.models.policy import Policy, branch_logps, causal_lm
+from alignctl.records import Example, Layout
+
+TOLERANCE = 1e-3
+"""Nats per branch of a few tokens in float32; the two sides differ by rounding alone, some 1e-5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The chosen layout and, where it is not the fastest, why."""
+
+    layout: Layout
+    reason: str
+
+
+def choose_layout(
+    model: PreTrainedModel | PeftModel, *, max_length: int, adapter_dropout: float, device: torch.device
+) -> Gate:
+    """The fastest layout that is exact for this model, its attention set up accordingly.
+
+    Raises SetupError when not even the padded layout reproduces the model's own log-probabilities.
+    """
+    lm = causal_lm(model)
+    if type(lm.get_output_embeddings()) is not nn.Linear:
+        raise SetupError(
+            f"{type(lm).__name__} has no plain linear vocabulary head",
+            "alignctl scores completions with the head's weight; leave it out of adapter.targets",
+        )
+    expected = _own_logps(lm, device)
+    reason = _window_reason(lm, max_length)
+    if not reason:
+        lm.set_attn_implementation(attention.NAME)
+        reason = _mismatch(model, expected, "shared", device)
+        if not reason and adapter_dropout == 0:
+            return Gate("shared", "")
+        if not reason:
+            return Gate("packed", "adapter.dropout is above 0: one prompt cannot be dropped out twice")
+    lm.set_attn_implementation("sdpa")
+    padded_reason = _mismatch(model, expected, "padded", device)
+    if padded_reason:
+        raise SetupError(
+            f"{type(lm).__name__} cannot be scored by its hidden states and head: {padded_reason}",
+            "its logits are probably scaled or capped after the head, which alignctl does not reproduce",
+        )
+    return Gate("padded", reason)
+
+
+def _window_reason(lm: PreTrainedModel, max_length: int) -> str:
+    config = lm.config.to_dict()
+    kinds = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"{type(lm).__name__} has {', '.join(sorted(kinds))} layers"
+    window = config.get("sliding_window")
+    if window and window < max_length:
+        return f"sliding window of {window} tokens is shorter than train.max_length={max_length}"
+    return ""
+
+
+PROOF = Example(
+    id="proof",
+    prompt=np.array([5, 9, 3, 14, 7], dtype=np.int32),
+    branches=(np.array([8, 4, 11, 2], dtype=np.int32), np.array([6, 13, 10], dtype=np.int32)),
+)
+
+
+@torch.no_grad()
+def _own_logps(lm: PreTrainedModel, device: torch.device) -> Tensor:
+    """The proof's branches, scored one by one from the logits of the model's own forward pass."""
+    lm.set_attn_implementation("sdpa")
+    sums = []
+    for branch in PROOF.branches:
+        ids = torch.tensor([[*PROOF.prompt, *branch]], device=device, dtype=torch.int64)
+        logits = lm(input_ids=ids, use_cache=False).logits[0]
+        logps = logits.float().log_softmax(-1)[len(PROOF.prompt) - 1 : -1]
+        sums.append(logps.gather(1, ids[0, len(PROOF.prompt) :, None]).sum())
+    return torch.stack(sums)
+
+
+def _mismatch(
+    model: PreTrainedModel | PeftModel, expected: Tensor, layout: Layout, device: torch.device
+) -> str:
+    """Empty when our forward pass agrees with the model's own, else what happened."""
+    dtype = next(model.parameters()).dtype
+    policy = Policy(model, layout, torch.float64 if dtype == torch.float64 else torch.float32, device)
+    try:
+        with torch.no_grad():
+            found = branch_logps(policy, pack([PROOF], layout).to(device))
+    except Exception as error:  # any model code may run here; whatever it raises means "not this layout"
+        return f"{layout} forward pass failed ({type(error).__name__}: {str(error)[:120]})"
+    difference = float((found.double() - expected.double()).abs().max())
+    return "" if difference <= TOLERANCE else f"{layout} log-probabilities differ by {difference:.2g} nats"

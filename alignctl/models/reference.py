@@ -1,0 +1,121 @@
+"""Reference log-probabilities: computed once, kept on disk under a name made of everything they depend on.
+
+The name is a hash over the reference's weights, the token ids of every row, compute dtype and layout: the
+same request from another run finds them, and nothing else does. Learning rate, beta, loss or output
+directory do not enter; max_length, template and data enter through the token ids they lead to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignctl.models.policy import Policy
+from alignctl.models.scoring import Progress, score
+from alignctl.records import Example, Scores
+
+FORMAT = b"alignctl reference 1"
+
+
+def cache_root() -> Path:
+    """`$ALIGNCTL_CACHE`, else ~/.cache/alignctl; everything below it can be deleted at any time."""
+    return Path(os.environ.get("ALIGNCTL_CACHE") or Path.home() / ".cache" / "alignctl")
+
+
+def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokens_fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 over the token ids of every row, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for part in (example.prompt, *example.branches):
+            digest.update(len(part).to_bytes(4, "little"))
+            digest.update(np.ascontiguousarray(part, dtype="<i4"))
+    return digest.hexdigest()
+
+
+def cache_key(policy: Policy, fingerprint: str, examples: Sequence[Example], *, with_top: bool) -> str:
+    """The name under which the scores of these rows by this reference are kept."""
+    parts = (
+        fingerprint,
+        tokens_fingerprint(examples),
+        str(policy.compute_dtype),
+        policy.layout,
+        str(with_top),
+    )
+    return hashlib.sha256(FORMAT + "\n".join(parts).encode()).hexdigest()
+
+
+def reference_scores(
+    policy: Policy,
+    fingerprint: str,
+    examples: Sequence[Example],
+    *,
+    token_budget: int,
+    with_top: bool,
+    progress: Progress | None = None,
+) -> tuple[Scores, bool]:
+    """Scores of the rows under the reference, and whether they came from the cache."""
+    path = (
+        cache_root()
+        / "reference"
+        / f"{cache_key(policy, fingerprint, examples, with_top=with_top)}.safetensors"
+    )
+    cached = _read(path)
+    if cached is not None:
+        return cached, True
+    scores = score(policy, examples, token_budget=token_budget, with_top=with_top, progress=progress)
+    _write(path, scores)
+    return scores, False
+
+
+def as_tensors(scores: Scores, prefix: str = "") -> dict[str, Tensor]:
+    """Named tensors for a safetensors file; `from_tensors` reverses it."""
+    named = {
+        "sums": scores.sums,
+        "counts": scores.counts,
+        "top_entropy": scores.top_entropy,
+        "top_mass": scores.top_mass,
+    }
+    return {prefix + name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> Scores:
+    """Scores out of named tensors; KeyError when sums or counts are missing."""
+    return Scores(
+        sums=tensors[prefix + "sums"],
+        counts=tensors[prefix + "counts"],
+        top_entropy=tensors.get(prefix + "top_entropy"),
+        top_mass=tensors.get(prefix + "top_mass"),
+    )
+
+
+def _read(path: Path) -> Scores | None:
+    try:
+        return from_tensors(load_file(path))
+    except (OSError, SafetensorError, KeyError):
+        return None  # absent or damaged: it is a cache, so compute it again
+
+
+def _write(path: Path, scores: Scores) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    save_file(as_tensors(scores), temporary)
+    temporary.replace(path)

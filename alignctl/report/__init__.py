@@ -1,0 +1,1 @@
+"""What a person sees: the live panel, plain lines, the closing table."""

@@ -1,0 +1,1 @@
+"""Training: the optimiser step, checkpoints and the run directory."""

@@ -1,0 +1,171 @@
+"""Row forms: one line per way a row can be bad, and what the accepted forms become."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignctl.config import Columns
+from alignctl.data.bad_rows import RowFault, bad_row
+from alignctl.data.schemas import parse_row
+from alignctl.records import Message, Row
+
+NO_COLUMNS = {"prompt": None, "chosen": None, "rejected": None, "p_chosen": None, "weight": None}
+GOOD = {"prompt": "What is 2 + 2?", "chosen": "4", "rejected": "5"}
+USER = {"role": "user", "content": "hi"}
+BOT = {"role": "assistant", "content": "hello"}
+BOT2 = {"role": "assistant", "content": "go away"}
+SYSTEM = {"role": "system", "content": "be kind"}
+CHAT = {"prompt": [USER], "chosen": [BOT], "rejected": [BOT2]}
+
+
+def parsed(fields, columns=NO_COLUMNS, *, allow_empty_prompt=False) -> Row:
+    names = Columns.model_validate(columns)
+    return parse_row("f:1", fields, names, allow_empty_prompt=allow_empty_prompt)[0]
+
+
+def text(**changes):
+    return GOOD | changes
+
+
+def chat(**changes):
+    return CHAT | changes
+
+
+def hh(*turns):
+    return "".join(f"\n\n{speaker}: {words}" for speaker, words in turns)
+
+
+H, A, A2 = ("Human", "q"), ("Assistant", "a"), ("Assistant", "b")
+
+BAD = [
+    ("1 empty chosen", text(chosen=""), "chosen: empty"),
+    ("2 empty rejected", text(rejected=""), "rejected: empty"),
+    ("3 both empty", text(chosen="", rejected=""), "chosen: empty"),
+    ("4 white space alone", text(rejected=" \n\t"), "rejected: only white space"),
+    ("5 empty prompt", text(prompt=""), "prompt: empty"),
+    ("5 blank prompt", text(prompt="  "), "prompt: only white space"),
+    ("6 equal answers", text(rejected="4"), "chosen: equal to rejected, nothing to learn from"),
+    ("8 null answer", text(chosen=None), "chosen: neither text nor messages (null)"),
+    ("8 null prompt", text(prompt=None), "prompt: neither text nor messages (null)"),
+    ("9 number", text(rejected=5), "rejected: neither text nor messages (a number)"),
+    ("9 boolean", text(chosen=True), "chosen: neither text nor messages (a boolean)"),
+    ("9 object", text(prompt={}), "prompt: neither text nor messages (an object)"),
+    ("10 no rejected", {"prompt": "q", "chosen": "a"}, "rejected: missing (found 'prompt', 'chosen')"),
+    ("10 no columns", {}, "chosen: missing (the row has no columns)"),
+    ("11 no prompt", {"chosen": "a", "rejected": "b"}, "prompt: missing"),
+    ("12 one is a prefix", {"chosen": "a b", "rejected": "a"}, "prompt: missing"),
+    ("13 text prompt, chat answers", chat(prompt="q"), "prompt: missing"),
+    ("13 chat prompt, text answers", text(prompt=[USER]), "chosen: text where the prompt is messages"),
+    ("13 one answer of each", text(chosen=[BOT]), "chosen: messages where the other answer is text"),
+    ("20 NUL", text(prompt="a\0b"), "prompt: contains a NUL character (at character 1)"),
+    ("20 surrogate", text(chosen="\ud800"), "chosen: contains half a surrogate pair (at character 0)"),
+    ("20 surrogate in chat", chat(chosen=[BOT | {"content": "x\udfff"}]), "chosen: contains half"),
+    ("49 chosen is a user turn", chat(chosen=[USER]), "chosen: ends with a user turn, not an answer"),
+    ("50 no messages", chat(prompt=[]), "prompt: an empty list of messages"),
+    ("50 no messages in rejected", chat(rejected=[]), "rejected: an empty list of messages"),
+    ("51 null content", chat(chosen=[BOT | {"content": None}]), "chosen: the content of a message is not"),
+    ("52 parts", chat(prompt=[USER | {"content": [{"type": "text"}]}]), "prompt: the content of a message"),
+    ("53 unknown role", chat(prompt=[USER | {"role": "tool"}]), "prompt: a role is not system, user, assis"),
+    ("53 role is a list", chat(prompt=[USER | {"role": ["user"]}]), "prompt: a role is not system, user"),
+    ("53 no role", chat(prompt=[{"content": "x"}]), "prompt: a message is not an object with role and"),
+    ("53 a message is text", chat(prompt=["x"]), "prompt: a message is not an object with role and conte"),
+    ("54 two user turns", chat(prompt=[USER, USER]), "prompt: two user turns in a row (turns 1 and 2)"),
+    ("54 no user turn", chat(prompt=[SYSTEM]), "prompt: no user turn"),
+    ("54 late system turn", chat(prompt=[USER, SYSTEM]), "prompt: a system turn that is not the first"),
+    ("54 twice in HH", {"chosen": hh(H, A, A), "rejected": hh(H, A, A2)}, "prompt: two assistant turns in"),
+    ("55 ends with an answer", chat(prompt=[USER, BOT]), "prompt: ends with an assistant turn"),
+    ("56 prompts differ", chat(prompt=[USER], chosen=[SYSTEM, BOT]), "chosen: several messages that do not"),
+    (
+        "56 prompts differ, implicit",
+        {"chosen": [USER, BOT], "rejected": [USER | {"content": "ho"}, BOT2]},
+        "rejected: its prompt differs from that of chosen",
+    ),
+    ("56 in HH", {"chosen": hh(H, A), "rejected": hh(("Human", "r"), A2)}, "rejected: its prompt differs"),
+    ("56 text prompt", {**CHAT, "prompt": "q", "chosen": [USER, BOT], "rejected": [USER, BOT2]}, "prompt: t"),
+    (
+        "HH ends with the human",
+        {"chosen": hh(H, A, H), "rejected": hh(H, A)},
+        "chosen: ends with a user turn",
+    ),
+    ("1 in HH", {"chosen": hh(H, ("Assistant", "")), "rejected": hh(H, A)}, "chosen: empty"),
+    ("59 p over 1", text(p_chosen=1.1), "p_chosen: outside 0 to 1 (1.1)"),
+    ("59 p negative", text(p_chosen=-0.1), "p_chosen: outside 0 to 1 (-0.1)"),
+    ("59 p of 400 digits", text(p_chosen=10**400), "p_chosen: outside 0 to 1 (1000"),
+    ("60 p null", text(p_chosen=None), "p_chosen: not a number (null)"),
+    ("60 p text", text(p_chosen="0.5"), "p_chosen: not a number (text)"),
+    ("60 p boolean", text(p_chosen=True), "p_chosen: not a number (a boolean)"),
+    ("59 p infinite", text(p_chosen=float("inf")), "p_chosen: outside 0 to 1 (inf)"),
+    ("60 p NaN", text(p_chosen=float("nan")), "p_chosen: outside 0 to 1 (nan)"),
+    ("weight infinite", text(weight=float("inf")), "weight: not a finite number over 0 (inf)"),
+    ("weight NaN", text(weight=float("nan")), "weight: not a finite number over 0 (nan)"),
+    ("weight zero", text(weight=0), "weight: not a finite number over 0 (0)"),
+    ("weight of 400 digits", text(weight=10**400), "weight: not a finite number over 0 (1000"),
+]
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case[0])
+def test_a_bad_row_is_named_by_field_and_reason(case):
+    _, row, expected = case
+    with pytest.raises(RowFault) as caught:
+        parsed(row)
+    assert bad_row("f:1", caught.value).text.startswith(f"f:1 {expected}")
+
+
+# --- accepted forms ------------------------------------------------------------------------------------
+
+
+def test_text_is_kept_as_given_and_marked_as_plain():
+    row = parsed({"prompt": " q ", "chosen": " a", "rejected": "b\n"})
+    assert row.prompt == (Message("user", " q "),)
+    assert row.branches == (" a", "b\n")
+    assert (row.chat, row.p_chosen, row.weight) == (False, 1.0, 1.0)
+
+
+WHOLE = {"chosen": [SYSTEM, USER, BOT], "rejected": [SYSTEM, USER, BOT2]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [SYSTEM, USER], "chosen": [BOT], "rejected": [BOT2]},
+        {"prompt": [SYSTEM, USER], **WHOLE},
+        {"prompt": "hi", **WHOLE},
+        WHOLE,
+    ],
+    ids=["prompt and answers", "prompt repeated", "prompt as text besides", "implicit prompt"],
+)
+def test_every_chat_form_gives_the_same_row(row):
+    loaded = parsed(row)
+    assert loaded.prompt == (Message("system", "be kind"), Message("user", "hi"))
+    assert loaded.branches == ("hello", "go away")
+    assert loaded.chat
+
+
+def test_transcripts_become_turns_stripped_of_white_space():
+    start = "\n\nHuman:  Hi?\n\nAssistant: Yes:\n\n1. Human: no\n\nHuman: Go on \n\nAssistant:"
+    expected = (
+        Message("user", "Hi?"),
+        Message("assistant", "Yes:\n\n1. Human: no"),
+        Message("user", "Go on"),
+    )
+    row = parsed({"chosen": start + " a ", "rejected": start + " b"})
+    assert (row.prompt, row.branches, row.chat) == (expected, ("a", "b"), True)
+    assert parsed({"prompt": start, "chosen": " a", "rejected": " b"}).prompt == expected
+
+
+def test_column_names_can_be_set_and_are_then_required():
+    columns = NO_COLUMNS | {"prompt": "q", "chosen": "good", "p_chosen": "p", "weight": "w"}
+    row = parsed({"q": "x", "good": "a", "rejected": "b", "p": 0.75, "w": 2, "prompt": 1}, columns)
+    assert (row.prompt[0].content, row.branches) == ("x", ("a", "b"))
+    assert (row.p_chosen, row.weight) == (0.75, 2.0)
+    with pytest.raises(RowFault) as caught:
+        parsed({"q": "x", "good": "a", "rejected": "b", "w": 2}, columns)
+    assert caught.value.field == "p"
+
+
+def test_an_empty_prompt_can_be_allowed():
+    assert parsed(text(prompt=""), allow_empty_prompt=True).prompt == (Message("user", ""),)
+
+
+def test_every_column_of_the_config_is_a_part_of_a_row():
+    assert set(Columns.model_fields) == set(NO_COLUMNS)
