@@ -154,6 +154,7 @@ class DemoDataset(Settings):
     seed: Annotated[int, Field(ge=0)]
     pairs: Count
     eval_pairs: Annotated[int, Field(ge=0)]
+    gold_samples: Annotated[int, Field(ge=0)]
     limit: Count | None
     min_response_tokens: Count
 

@@ -7,8 +7,8 @@ the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -50,13 +50,28 @@ class GoldScore:
 
 
 @dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row, named FILE:LINE, and why it cannot be used."""
+
+    id: str
+    field: str
+    reason: str
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        """`FILE:LINE field: reason (detail)`, the line a user reads."""
+        return f"{self.id} {self.field}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclass(frozen=True, slots=True)
 class PreferenceData:
     """A loaded data set: checked rows, split, and the gold score where the data has one."""
 
     train: tuple[Row, ...]
     held_out: tuple[Row, ...]
-    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
-    """How many rows were left out, by reason."""
+    bad: tuple[BadRow, ...] = ()
+    """Rows that were left out, and why."""
     warnings: tuple[str, ...] = ()
     gold: Callable[[Row, str], GoldScore] | None = None
 

@@ -7,9 +7,9 @@ constant phrase that can be counted; what belongs to the single row (byte offset
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from alignctl.errors import DataError
+from alignctl.records import BadRow
 
 SHOWN = 8
 SCHEMAS = (
@@ -26,21 +26,6 @@ class RowFault(Exception):
         self.field = field
         self.reason = reason
         self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row, named FILE:LINE, and why it cannot be used."""
-
-    id: str
-    field: str
-    reason: str
-    detail: str = ""
-
-    @property
-    def text(self) -> str:
-        """`FILE:LINE field: reason (detail)`, the line a user reads."""
-        return f"{self.id} {self.field}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
 class BadRows(DataError):

@@ -97,7 +97,6 @@ def _material(split: str, seed: int) -> Material:
         sums=share("sums", everything.sums),
         closings=share("closings", everything.closings),
         openings=share("openings", everything.openings),
-        includes=share("includes", everything.includes),
         wordings=everything.wordings if split == "held-out" else wordings,
     )
 

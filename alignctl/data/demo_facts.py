@@ -152,52 +152,13 @@ QUESTIONS = {
         "never, war = peace, cheap = expensive, friend = enemy/foe, summer = winter, front = back, laugh "
         "= cry, yes = no",
     ),
-    "colour": (
-        (
-            "What colour is {x}?",
-            "Which colour does {x} usually have?",
-            "Tell me the usual colour of {x}.",
-            "Name the colour of {x}.",
-        ),
-        "The colour of {x} is {y}.",
-        "the sky = blue, grass = green, snow = white, coal = black, a banana = yellow, a lemon = yellow, "
-        "blood = red, a carrot = orange, milk = white, chocolate = brown, a strawberry = red, a cherry = "
-        "red, the sea = blue, a polar bear = white, a crow = black, an elephant = grey/gray, a cucumber "
-        "= green, a flamingo = pink, spinach = green, a pumpkin = orange, salt = white, a ripe tomato = "
-        "red, a fire engine = red, the night sky = black, a frog = green",
-    ),
-    "next": (
-        (
-            "What comes after {x}?",
-            "Which one follows {x} in the calendar?",
-            "Name what comes right after {x}.",
-        ),
-        "{y} comes after {x}.",
-        "Monday = Tuesday, Tuesday = Wednesday, Wednesday = Thursday, Thursday = Friday, Friday = "
-        "Saturday, Saturday = Sunday, Sunday = Monday, January = February, February = March, March = "
-        "April, April = May, May = June, June = July, July = August, August = September, September = "
-        "October, October = November, November = December, December = January",
-    ),
-    "young": (
-        (
-            "What do you call a young {x}?",
-            "What is a baby {x} called?",
-            "Which word is used for a young {x}?",
-        ),
-        "A young {x} is called a {y}.",
-        "dog = puppy/pup, cat = kitten, cow = calf, sheep = lamb, horse = foal/colt, bear = cub, duck = "
-        "duckling, lion = cub, pig = piglet, goat = kid, hen = chick, deer = fawn, goose = gosling, "
-        "kangaroo = joey, frog = tadpole, swan = cygnet",
-    ),
 }  # fmt: skip
 
 COUNTS = (
-    "days in a week = 7, months in a year = 12, legs on a spider = 8, legs on a dog = 4, "
-    "wheels on a bicycle = 2, hours in a day = 24, minutes in an hour = 60, sides in a triangle = 3, "
-    "sides in a square = 4, "
-    "fingers on one hand = 5, legs on an insect = 6, seconds in a minute = 60, days in a normal year = 365, "
-    "wheels on a car = 4, players in a football team = 11, letters in the English alphabet = 26, "
-    "cents in a dollar = 100, years in a century = 100, planets in the solar system = 8, eyes on a cat = 2, "
-    "arms on an octopus = 8, seasons in a year = 4, eggs in a dozen = 12, sides in a hexagon = 6, "
-    "legs on a chicken = 2, centimetres in a metre = 100, colours in a rainbow = 7, years in a decade = 10"
+    "days in a week = 7, months in a year = 12, legs on a spider = 8, legs on a dog = 4, wheels on a car "
+    "= 4, hours in a day = 24, minutes in an hour = 60, sides in a triangle = 3, sides in a square = 4, "
+    "fingers on one hand = 5, seconds in a minute = 60, days in a normal year = 365, wheels on a bicycle "
+    "= 2, letters in the English alphabet = 26, cents in a dollar = 100, years in a century = 100, eyes "
+    "on a cat = 2, seasons in a year = 4, eggs in a dozen = 12, legs on a chicken = 2, colours in a "
+    "rainbow = 7, years in a decade = 10, legs on a horse = 4, toes on one foot = 5"
 )

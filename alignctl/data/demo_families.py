@@ -1,4 +1,4 @@
-"""The eleven families of demo tasks: each makes a prompt, a good and a bad answer, and the judge of both.
+"""The ten families of demo tasks: each makes a prompt, a good and a bad answer, and the judge of both.
 
 The good answer keeps the constraint and is right. The bad one fails the way a small unaligned model does
 (chatter around the answer, a wrong count, capitals, a forgotten phrase), is sometimes the shorter one, and
@@ -15,11 +15,13 @@ from random import Random
 from alignctl.data import gold
 from alignctl.data.demo_facts import CATEGORIES, COUNTS, EXCLUSIVE, QUESTIONS
 from alignctl.data.demo_topics import TOPICS
-from alignctl.data.demo_wordings import CLOSINGS, INCLUDES, OPENINGS, POSTSCRIPTS, PREAMBLES, WORDINGS
+from alignctl.data.demo_wordings import CLOSINGS, OPENINGS, POSTSCRIPTS, PREAMBLES, WORDINGS
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 # Share of pairs whose bad answer keeps the form and is wrong: higher where one right answer exists.
 WRONG_PROSE, WRONG_ITEMS, WRONG_FACT = 0.2, 0.25, 0.4
+# Answers name the first members of a category, which a small model would name too.
+FAMILIAR = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,9 @@ class Material:
     facts: Mapping[str, tuple[Fact, ...]]
     """By kind."""
     counts: tuple[tuple[str, int], ...]
-    sums: tuple[tuple[str, int, int], ...]
+    sums: tuple[tuple[int, int], ...]
     closings: tuple[str, ...]
     openings: tuple[str, ...]
-    includes: tuple[str, ...]
     wordings: Mapping[str, tuple[str, ...]]
 
 
@@ -99,13 +100,6 @@ def _facts(pairs: str) -> tuple[Fact, ...]:
     return tuple(Fact(subject, tuple(answer.split("/"))) for subject, answer in split)
 
 
-def _sums() -> list[tuple[str, int, int]]:
-    plus = [("+", a, b) for a in range(1, 11) for b in range(1, 11)]
-    minus = [("-", a, b) for a in range(2, 13) for b in range(1, min(a, 7))]
-    times = [("×", a, b) for a in range(2, 11) for b in range(2, 11) if min(a, b) <= 2 or 10 in (a, b)]
-    return plus + minus + times
-
-
 def all_material() -> Material:
     """Every topic, category, fact, phrase and wording, in a fixed order."""
     counts = [entry.split(" = ") for entry in COUNTS.split(", ")]
@@ -116,10 +110,9 @@ def all_material() -> Material:
         exclusive=tuple(entry for entry in categories if entry.singular in EXCLUSIVE),
         facts={kind: _facts(pairs) for kind, (_, _, pairs) in QUESTIONS.items()},
         counts=tuple((subject, int(value)) for subject, value in counts),
-        sums=tuple(_sums()),
+        sums=tuple((a, b) for a in range(1, 10) for b in range(1, 7)),
         closings=CLOSINGS,
         openings=OPENINGS,
-        includes=tuple(INCLUDES),
         wordings=WORDINGS | {kind: asks for kind, (asks, _, _) in QUESTIONS.items()},
     )
 
@@ -168,8 +161,7 @@ def closing(rng: Random, material: Material) -> Task:
         rejected = f"{_text(rng, _off_topic(rng, material, judge), 1, 2)} {phrase}"
     else:
         longer = _text(rng, topic, 2, 3)
-        lapses = (body, longer, f"{body} {other}", f"{phrase} {body}", f"{body} {phrase} {longer}")
-        rejected = rng.choice(lapses)
+        rejected = rng.choice((body, longer, phrase, f"{body} {other}", f"{phrase} {body}"))
     return Task(prompt, f"{body} {phrase}", rejected, judge)
 
 
@@ -183,23 +175,8 @@ def opening(rng: Random, material: Material) -> Task:
         rejected = f"{phrase} {_text(rng, _off_topic(rng, material, judge), 1, 2)}"
     else:
         longer = _text(rng, topic, 2, 3)
-        rejected = rng.choice((body, longer, f"{other} {body}", f"{longer} {phrase}", f"{body} {phrase}"))
+        rejected = rng.choice((body, longer, phrase, f"{other} {body}", f"{body} {phrase}"))
     return Task(prompt, f"{phrase} {body}", rejected, judge)
-
-
-def include(rng: Random, material: Material) -> Task:
-    """A given word somewhere in the answer."""
-    phrase, other = rng.sample(material.includes, 2)
-    topic = rng.choice([entry for entry in material.topics if entry.keywords.isdisjoint(gold.roots(phrase))])
-    prompt = _ask(rng, material, topic, rng.choice(material.wordings["include"]).format(phrase=phrase))
-    judge = _prose(topic, prompt, partial(gold.include_form, phrase=phrase))
-    body = _text(rng, topic, 1, 2)
-    if rng.random() < WRONG_PROSE:
-        rejected = f"{_text(rng, _off_topic(rng, material, judge), 1, 2)} {INCLUDES[phrase]}"
-    else:
-        tail = INCLUDES[other] if phrase not in gold.words(INCLUDES[other]) else topic.sentences[-1]
-        rejected = rng.choice((body, f"{body} {tail}", " ".join(topic.sentences)))
-    return Task(prompt, f"{body} {INCLUDES[phrase]}", rejected, judge)
 
 
 def brief(rng: Random, material: Material) -> Task:
@@ -213,7 +190,7 @@ def brief(rng: Random, material: Material) -> Task:
         others = [_off_topic(rng, material, judge) for _ in range(8)]
         rejected = min((other.sentences[0] for other in others), key=len)
     else:
-        rejected = rng.choice(("", *PREAMBLES)) + " ".join(topic.sentences) + rng.choice(("", *POSTSCRIPTS))
+        rejected = " ".join(topic.sentences) + rng.choice(("", *POSTSCRIPTS))
     return Task(prompt, topic.sentences[0], rejected, judge)
 
 
@@ -257,8 +234,9 @@ def _in_prose(category: Category, names: list[str]) -> str:
 
 def _members(rng: Random, category: Category, n: int) -> tuple[list[str], list[str]]:
     """n members, and a list that begins the same way with a wrong count: two or more off, or one short."""
-    most = min(len(category.members), n + 4)
-    names = rng.sample(category.members, most)
+    familiar = category.members[:FAMILIAR]
+    most = min(len(familiar), n + 4)
+    names = rng.sample(familiar, most)
     counts = [k for k in (n - 2, n - 1, n + 2, n + 3, n + 4) if 1 <= k <= most]
     return names[:n], names[: rng.choice(counts)]
 
@@ -274,7 +252,8 @@ def list_of(rng: Random, material: Material) -> Task:
         rejected = _numbered(_other_members(rng, material.categories, category, n))
     else:
         lead = rng.choice(("", f"Sure! Here are some {category.plural}:\n\n", "Here is the list:\n\n"))
-        rejected = rng.choice((lead + _numbered(wrong), _numbered(wrong), _in_prose(category, names)))
+        flat = rng.choice((", ".join(names), _in_prose(category, names)))
+        rejected = rng.choice((lead + _numbered(wrong), _numbered(wrong), flat))
     return Task(prompt, _numbered(names), rejected, gold.Judge(prompt, partial(gold.list_form, n=n), content))
 
 
@@ -289,7 +268,7 @@ def comma(rng: Random, material: Material) -> Task:
         rejected = ", ".join(_other_members(rng, material.categories, category, n))
     else:
         chatty = f"{rng.choice(PREAMBLES)}{_in_prose(category, names)}"
-        rejected = rng.choice((_numbered(names), _numbered(wrong), chatty, ", ".join(wrong)))
+        rejected = rng.choice((_numbered(names), chatty, ", ".join(wrong), ", ".join(wrong)))
     return Task(
         prompt, ", ".join(names), rejected, gold.Judge(prompt, partial(gold.comma_form, n=n), content)
     )
@@ -298,73 +277,97 @@ def comma(rng: Random, material: Material) -> Task:
 # --- one right answer ----------------------------------------------------------------------------------
 
 
-def _bare(rng: Random, prompt: str, right: str, wrong: str, said: tuple[str, ...], judge: gold.Judge) -> Task:
-    """The bare answer against a wrong one or a talkative one."""
-    rejected = wrong if rng.random() < WRONG_FACT else rng.choice(("", "", *PREAMBLES)) + rng.choice(said)
-    return Task(prompt, right, rejected, judge)
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A closed question; `saying` puts an answer into a sentence at `{y}`."""
+
+    request: str
+    right: str
+    wrong: str
+    saying: str
+    content: Callable[[str], float]
+
+
+def _number_question(rng: Random, material: Material) -> Question:
+    """A small sum or a well-known count."""
+    if rng.random() < 0.3:
+        subject, value = rng.choice(material.counts)
+        request = rng.choice(material.wordings["count"]).format(x=subject)
+        saying = f"The number of {subject} is {{y}}."
+    else:
+        a, b = rng.choice(material.sums)
+        value = a + b
+        request = rng.choice(material.wordings["sum"]).format(a=a, b=b)
+        saying = rng.choice((f"The sum of {a} and {b} is {{y}}.", "The answer is {y}."))
+    wrong = value + rng.choice([step for step in (-3, -2, -1, 1, 2, 3, 10) if value + step > 0])
+    return Question(request, str(value), str(wrong), saying, partial(gold.number_content, value=value))
+
+
+def _fact_question(rng: Random, material: Material) -> Question:
+    """A capital or an opposite."""
+    kind = rng.choice(list(QUESTIONS))
+    fact = rng.choice(material.facts[kind])
+    request = rng.choice(material.wordings[kind]).format(x=fact.subject)
+    others = {other.accepted[0] for other in material.facts[kind]} - {fact.subject, *fact.accepted}
+    content = partial(
+        gold.word_content,
+        accepted={word.lower() for word in fact.accepted},
+        rivals={word.lower() for word in others},
+    )
+    saying = QUESTIONS[kind][1].replace("{x}", fact.subject)
+    return Question(request, fact.accepted[0], rng.choice(sorted(others)), saying, content)
+
+
+def _membership_question(rng: Random, material: Material) -> Question:
+    """Whether a word names a member of a category: yes or no."""
+    category, right = rng.choice(material.exclusive), rng.choice(("yes", "no"))
+    others = _other_members(rng, material.exclusive, category, 1)
+    item = rng.choice(category.members) if right == "yes" else others[0]
+    request = rng.choice(material.wordings["membership"]).format(item=f'"{item}"', thing=category.singular)
+    wrong = "no" if right == "yes" else "yes"
+    saying = f"{{y}}, {item} {'is' if right == 'yes' else 'is not'} the name of a {category.singular}."
+    return Question(
+        request, right, wrong, saying, partial(gold.word_content, accepted={right}, rivals={wrong})
+    )
+
+
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _bare(rng: Random, question: Question, constraint: str) -> Task:
+    """The bare answer against a wrong one or a sentence."""
+    prompt = f"{question.request} {constraint}"
+    sentence = _capitalised(question.saying.format(y=question.right))
+    chatty = rng.choice(("", "", *PREAMBLES)) + sentence
+    rejected = _capitalised(question.wrong) if rng.random() < WRONG_FACT else chatty
+    judge = gold.Judge(prompt, gold.bare_form, question.content)
+    return Task(prompt, _capitalised(question.right), rejected, judge)
 
 
 def number(rng: Random, material: Material) -> Task:
-    """A small sum or a well-known count as a bare number."""
-    if rng.random() < 0.2:
-        subject, value = rng.choice(material.counts)
-        request = rng.choice(material.wordings["count"]).format(x=subject)
-        said = (f"There are {value} {subject}.", f"The number of {subject} is {value}.")
-    else:
-        sign, a, b = rng.choice(material.sums)
-        value = {"+": a + b, "-": a - b, "×": a * b}[sign]
-        request = rng.choice(material.wordings[sign]).format(a=a, b=b)
-        shown = f"{a} {sign.replace('×', 'x')} {b}"
-        said = (f"{shown} = {value}", f"The answer is {value}.", f"The answer to {shown} is {value}.")
-    prompt = f"{request} {rng.choice(material.wordings['number'])}"
-    wrong = value + rng.choice([step for step in (-3, -2, -1, 1, 2, 3, 10) if value + step > 0])
-    judge = gold.Judge(prompt, gold.bare_form, partial(gold.number_content, value=value))
-    return _bare(rng, prompt, str(value), str(wrong), said, judge)
-
-
-def _word_judge(prompt: str, accepted: tuple[str, ...], others: set[str]) -> gold.Judge:
-    right = {word.lower() for word in accepted}
-    rivals = {word.lower() for word in others} - right - set(gold.words(prompt))
-    return gold.Judge(
-        prompt,
-        gold.bare_form,
-        partial(gold.word_content, accepted=frozenset(right), rivals=frozenset(rivals)),
-    )
+    """A bare number."""
+    return _bare(rng, _number_question(rng, material), rng.choice(material.wordings["number"]))
 
 
 def word(rng: Random, material: Material) -> Task:
-    """A fact in one word."""
-    kind = rng.choice(list(QUESTIONS))
-    same, statement = material.facts[kind], QUESTIONS[kind][1]
-    fact = rng.choice(same)
-    request = rng.choice(material.wordings[kind]).format(x=fact.subject)
-    prompt = f"{request} {rng.choice(material.wordings['word'])}"
-    others = {other.accepted[0] for other in same} - set(fact.accepted)
-    sentence = statement.format(x=fact.subject, y=fact.accepted[0])
-    said = (sentence, sentence[0].upper() + sentence[1:])
-    right, wrong = (name[0].upper() + name[1:] for name in (fact.accepted[0], rng.choice(sorted(others))))
-    return _bare(rng, prompt, right, wrong, said, _word_judge(prompt, fact.accepted, others))
+    """A single word, one time in three yes or no."""
+    if rng.random() < 1 / 3:
+        return _bare(rng, _membership_question(rng, material), rng.choice(material.wordings["yes or no"]))
+    return _bare(rng, _fact_question(rng, material), rng.choice(material.wordings["word"]))
 
 
-def yes_or_no(rng: Random, material: Material) -> Task:
-    """Whether a word names a member of a category."""
-    category, right = rng.choice(material.exclusive), rng.choice(("Yes", "No"))
-    others = _other_members(rng, material.exclusive, category, 1)
-    item = rng.choice(category.members) if right == "Yes" else others[0]
-    request = rng.choice(material.wordings["membership"]).format(item=f'"{item}"', thing=category.singular)
-    prompt = f"{request} {rng.choice(material.wordings['yes or no'])}"
-    wrong = "No" if right == "Yes" else "Yes"
-    verb = "is" if right == "Yes" else "is not"
-    said = (
-        f"{right}, {item} {verb} the name of a {category.singular}.",
-        f'{right}, the word "{item}" {verb} used for a {category.singular}.',
+def full(rng: Random, material: Material) -> Task:
+    """A whole sentence: the counterpart of the bare answer, so that being short is not always better."""
+    question = rng.choice((_number_question, _fact_question))(rng, material)
+    prompt = f"{question.request} {rng.choice(material.wordings['full'])}"
+    right, wrong = (
+        _capitalised(question.saying.format(y=answer)) for answer in (question.right, question.wrong)
     )
-    judge = gold.Judge(
-        prompt, gold.bare_form, partial(gold.word_content, accepted=(right.lower(),), rivals=(wrong.lower(),))
-    )
-    return _bare(rng, prompt, right, wrong, said, judge)
+    rejected = wrong if rng.random() < WRONG_FACT else _capitalised(question.right)
+    return Task(prompt, right, rejected, gold.Judge(prompt, gold.full_form, question.content))
 
 
 FAMILIES: tuple[Callable[[Random, Material], Task], ...] = (
-    list_of, comma, lower, closing, opening, include, brief, sentences, number, word, yes_or_no,
+    list_of, comma, lower, closing, opening, brief, sentences, number, word, full,
 )  # fmt: skip

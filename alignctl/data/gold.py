@@ -163,11 +163,6 @@ def opening_form(answer: str, *, phrase: str) -> float:
     return 0.5 if said.startswith(wanted) else 0.25 * (wanted in said)
 
 
-def include_form(answer: str, *, phrase: str) -> float:
-    """The word stands in the answer."""
-    return float(phrase in words(answer))
-
-
 def brief_form(answer: str, *, n: int) -> float:
     """At most n words."""
     return _partly(max(0, len(words(answer)) - n), n)
@@ -187,6 +182,14 @@ def bare_form(answer: str) -> float:
     if not said:
         return 0.0
     return 1.0 if _WORD.fullmatch(text.rstrip(".!")) else 0.5 / len(said)
+
+
+def full_form(answer: str) -> float:
+    """One sentence of four words or more with a capital and a final mark; half for a lapse in these."""
+    text = answer.strip()
+    if len(words(text)) < 4:
+        return 0.0
+    return 1.0 if text[0].isupper() and text[-1] in ".!" and sentences_form(text, n=1) == 1.0 else 0.5
 
 
 # --- content -------------------------------------------------------------------------------------------

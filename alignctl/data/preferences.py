@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from alignctl.config import FileDataset
-from alignctl.data.bad_rows import BadRow, BadRows, RowFault, bad_row, count_reasons
+from alignctl.data.bad_rows import BadRows, RowFault, bad_row
 from alignctl.data.files import MAX_ROW, read_records
 from alignctl.data.schemas import Form, column_names, parse_row
 from alignctl.errors import DataError
-from alignctl.records import Message, PreferenceData, Row
+from alignctl.records import BadRow, Message, PreferenceData, Row
 
 DUPLICATES_WORTH_A_WARNING = 0.05
 OUTLIER = 100
@@ -60,7 +60,7 @@ def load_file(config: FileDataset, *, seed: int) -> PreferenceData:
     return PreferenceData(
         train=train,
         held_out=held_out,
-        dropped=count_reasons(bad),
+        bad=bad,
         warnings=(*_unread_warning(main), *pair_warnings(main.rows), *overlap),
     )
 

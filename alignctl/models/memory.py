@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftModel
@@ -17,6 +17,11 @@ CPU_MICRO_TOKENS = 4096
 CUDA_MICRO_TOKENS = 16384
 USABLE = 0.85
 """Share of the free memory that a plan may use; the rest is for what no formula sees."""
+
+
+SMALLER = (
+    "try adapter=lora, hardware.activation_checkpointing=true, train.dtype=bfloat16 or a smaller model",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,27 @@ def plan_memory(
         raise OutOfMemoryError(
             f"one row of {longest_row} tokens needs about {_gb(fixed + longest_row * token_bytes)} GB, "
             f"{_gb(available)} GB are free",
-            "smaller: adapter=lora, hardware.activation_checkpointing=true, train.dtype=bfloat16",
-            f"or shorter rows: train.max_length={max(8, longest_row // 4)}, or a smaller model",
+            *SMALLER,
+            f"or shorter rows: train.max_length={max(8, longest_row // 4)}",
         )
     fitting = max(longest_row, budget // token_bytes)
     return MemoryPlan(micro_tokens or min(want, fitting), checkpointing, fixed, token_bytes, available)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed, on CUDA or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(plan: MemoryPlan, *, longest_row: int) -> MemoryPlan:
+    """The plan with half the micro-batch. Raises OutOfMemoryError when single rows were already too much."""
+    if plan.micro_tokens <= longest_row:
+        raise OutOfMemoryError(
+            f"one row of {longest_row} tokens does not fit in memory",
+            *SMALLER,
+            f"or shorter rows: train.max_length={max(8, longest_row // 4)}",
+        )
+    return replace(plan, micro_tokens=max(longest_row, plan.micro_tokens // 2))
 
 
 def _gb(size: int) -> str:

@@ -41,7 +41,7 @@ def pinned_directory(say: Callable[[str], None]) -> Path:
         say("dequantising it to float32")
         made = Path(scratch) / "model"
         _dequantise(gguf, made)
-        _publish(made, target)
+        publish(made, target)
     say(f"kept in {target}; the next run loads it from there")
     return target
 
@@ -94,8 +94,8 @@ def _dequantise(gguf: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _publish(made: Path, target: Path) -> None:
-    """Rename into place; what stands there is either half a model or one that another process just made."""
+def publish(made: Path, target: Path) -> None:
+    """Rename a finished model directory into the cache, over an incomplete one or one just made beside us."""
     if target.exists():
         shutil.rmtree(target)
     made.rename(target)

@@ -37,7 +37,7 @@ def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -47,7 +47,7 @@ def tokens_fingerprint(examples: Sequence[Example]) -> str:
     for example in examples:
         for part in (example.prompt, *example.branches):
             digest.update(len(part).to_bytes(4, "little"))
-            digest.update(np.ascontiguousarray(part, dtype="<i4"))
+            digest.update(np.ascontiguousarray(part, dtype="<i4").tobytes())
     return digest.hexdigest()
 
 

@@ -28,6 +28,8 @@ def score(
     `with_top` adds top-10 entropy and mass, at the price of a top-k over the vocabulary per token.
     """
     branches = len(examples[0].branches)
+    was_training = policy.model.training
+    policy.model.eval()
     order = sorted(range(len(examples)), key=lambda index: -examples[index].tokens)
     ranked = [examples[index] for index in order]
     parts = []
@@ -39,6 +41,7 @@ def score(
         done += len(group)
         if progress:
             progress(done, len(examples))
+    policy.model.train(was_training)
     ranked_scores = torch.cat(parts, dim=1).unflatten(1, (-1, branches))
     scores = ranked_scores[:, torch.tensor(order).argsort()]
     counts = torch.tensor([[len(branch) for branch in example.branches] for example in examples])

@@ -1,12 +1,20 @@
-"""`model=tiny`: a small random Llama over bytes, for tests and smoke runs. It learns, but knows nothing."""
+"""`model=tiny`: a small random Llama over bytes, for tests and smoke runs. It learns, but knows nothing.
+
+It is made once into a plain model directory in the cache, so everything after that treats it as any model.
+"""
 
 from __future__ import annotations
+
+import tempfile
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignctl.config import TinyModel
+from alignctl.models.pinned import publish
+from alignctl.models.reference import cache_root
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
@@ -36,10 +44,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(config: TinyModel) -> LlamaForCausalLM:
     """Weights drawn from `config.seed`, without touching the process's random state."""
-    tokenizer = tiny_tokenizer()
     heads = config.hidden // 16
     llama = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(SPECIAL) + 256,
         hidden_size=config.hidden,
         intermediate_size=2 * config.hidden,
         num_hidden_layers=config.layers,
@@ -47,10 +54,25 @@ def tiny_model(config: TinyModel) -> LlamaForCausalLM:
         num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return LlamaForCausalLM(llama)
+
+
+def tiny_directory(config: TinyModel) -> Path:
+    """The model directory in the cache, made on first use."""
+    name = f"tiny-{config.layers}x{config.hidden}-seed{config.seed}"
+    target = cache_root() / "models" / name
+    if (target / "model.safetensors").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
+        made = Path(scratch) / "model"
+        tiny_model(config).save_pretrained(made)
+        tiny_tokenizer().save_pretrained(made)
+        publish(made, target)
+    return target

@@ -104,7 +104,7 @@ def test_dropping_keeps_the_good_rows_with_their_line_and_counts_by_reason(tmp_p
     path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "cut of')
     data = load_file(dataset(path, on_bad="drop"), seed=0)
     assert [row.id for row in data.train] == [f"{path}:3"]
-    assert data.dropped == {
+    assert count_reasons(data.bad) == {
         "chosen: empty": 2,
         "prompt: only white space": 1,
         "row: the line breaks off inside the JSON": 1,
@@ -128,7 +128,8 @@ def test_an_empty_file_is_a_data_error_and_a_missing_one_a_setup_error(tmp_path)
 def test_the_limit_counts_rows_before_any_check(tmp_path):
     path = write(tmp_path / "rows.jsonl", [GOOD, text(chosen=""), GOOD])
     assert len(load_file(dataset(path, limit=1), seed=0).train) == 1
-    assert load_file(dataset(path, limit=2, on_bad="drop"), seed=0).dropped == {"chosen: empty": 1}
+    data = load_file(dataset(path, limit=2, on_bad="drop"), seed=0)
+    assert count_reasons(data.bad) == {"chosen: empty": 1}
 
 
 # --- split ---------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def test_strange_but_usable_data_is_told_in_a_sentence(tmp_path, case):
 def test_real_hh_rows_load_and_the_eight_unclean_ones_are_named():
     data = load_file(dataset(HH, on_bad="drop", eval_size=100), seed=0)
     assert (len(data.train), len(data.held_out)) == (1292, 100)
-    assert data.dropped == {
+    assert count_reasons(data.bad) == {
         "chosen: empty": 4,
         "prompt: two assistant turns in a row": 3,
         "rejected: its prompt differs from that of chosen": 1,
@@ -242,7 +243,7 @@ def test_real_hh_rows_load_and_the_eight_unclean_ones_are_named():
         load_file(dataset(HH), seed=0)
     lines = [int(bad.id.rsplit(":", 1)[1]) for bad in caught.value.rows]
     assert lines == [87, 517, 668, 764, 926, 1104, 1255, 1320]
-    assert count_reasons(caught.value.rows) == data.dropped
+    assert count_reasons(caught.value.rows) == count_reasons(data.bad)
 
 
 VALID = "".join(
