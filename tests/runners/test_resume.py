@@ -1,0 +1,122 @@
+"""Killed, stopped, corrupted: the same command ends with the same bytes as a run that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+WORDS = [
+    "model=tiny",
+    "dataset.pairs=64",
+    "dataset.eval_pairs=8",
+    "dataset.gold_samples=2",
+    "eval.max_new_tokens=4",
+    "eval.every=10",
+    "checkpoint.every=5",
+    "train.steps=60",
+    "hardware.threads=1",
+]
+PROMISED = ("metrics.jsonl", "samples.jsonl", "model/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run in a directory of its own, its cache beside it."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    assert start(place, "run").wait() == 0
+    return place / "run"
+
+
+def start(place: Path, out: str, *words: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"ALIGNCTL_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "alignctl.cli", "train", *WORDS, f"out={out}", *words]
+    return subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.DEVNULL)
+
+
+def steps_done(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b'"split": "train"') if metrics.exists() else 0
+
+
+def interrupt(process: subprocess.Popen[bytes], run: Path, after: int, number: int) -> int:
+    """Send a signal once `after` steps are recorded; returns the exit code."""
+    until = time.monotonic() + 120
+    while process.poll() is None and steps_done(run) < after and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(number)
+    return process.wait()
+
+
+def assert_same(run: Path, other: Path) -> None:
+    for name in PROMISED:
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    for step in sorted((run / "checkpoints").iterdir()):
+        for stem in ("model", "optimizer"):
+            file = Path("checkpoints") / step.name / f"{stem}.safetensors"
+            assert (run / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def resumes(run: Path) -> list[int]:
+    return [entry["step"] for entry in json.loads((run / "run.json").read_text())["resumes"]]
+
+
+@pytest.mark.slow
+def test_killed_three_times_at_random_it_ends_with_the_same_bytes(tmp_path: Path, undisturbed: Path) -> None:
+    random = Random(time.time_ns())
+    run = tmp_path / "run"
+    targets = sorted(random.sample(range(6, 58), 3))
+    for target in targets:
+        assert interrupt(start(tmp_path, "run"), run, target, signal.SIGKILL) == -signal.SIGKILL, targets
+    assert start(tmp_path, "run").wait() == 0
+    assert len(resumes(run)) == 3
+    assert all(step >= 5 for step in resumes(run))
+    assert_same(undisturbed, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    tmp_path: Path, undisturbed: Path, number: int, code: int
+) -> None:
+    run = tmp_path / "run"
+    assert interrupt(start(tmp_path, "run"), run, 17, number) == code
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    assert start(tmp_path, "run").wait() == 0
+    assert resumes(run)[0] >= 17
+    for name in PROMISED:
+        assert (undisturbed / name).read_bytes() == (run / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    run = tmp_path / "run"
+    interrupt(start(tmp_path, "run"), run, 27, signal.SIGKILL)
+    newest = max((run / "checkpoints").glob("step-*"))
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    assert start(tmp_path, "run").wait() == 0
+    assert resumes(run)[0] < int(newest.name.removeprefix("step-"))
+    assert any(newest.name in warning for warning in json.loads((run / "run.json").read_text())["warnings"])
+    for name in PROMISED:
+        assert (undisturbed / name).read_bytes() == (run / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_refused_and_a_changed_request_too(tmp_path: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    assert start(tmp_path, "run").wait() == 7
+    record = json.loads((tmp_path / "run" / "run.json").read_text()) | {"status": "running"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert start(tmp_path, "run", "train.lr=0.5").wait() == 7
