@@ -88,6 +88,9 @@ def _train_once(conf: Conf, flags: Flags, overrides: list[str], *, argv: list[st
 
         print(as_yaml(config), end="")
         return 0
+    # Waiting threads sleep instead of spinning: as fast on an idle machine, twice as fast on a busy one
+    # (ten seconds against five for the same work beside one other busy process, two cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imports torch, so only now that the config is accepted.
     from alignctl.runners.train import run
 

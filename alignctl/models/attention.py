@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from alignctl.errors import SetupError
+
 NAME = "alignctl_tree"
 LONGEST_PLAIN_ROW = 512
 
@@ -30,6 +32,8 @@ class TreeMasks:
     lengths: tuple[int, ...]
     masks: tuple[Tensor, ...]
     """[L, L] each: 0 where a token may look, -inf elsewhere."""
+    longest_path: int
+    """Tokens of the longest prompt with one branch: how far a token may look back."""
 
 
 def tree_masks(trees: Sequence[tuple[int, ...]], *, dtype: torch.dtype, device: torch.device) -> TreeMasks:
@@ -37,6 +41,7 @@ def tree_masks(trees: Sequence[tuple[int, ...]], *, dtype: torch.dtype, device: 
     return TreeMasks(
         lengths=tuple(map(sum, trees)),
         masks=tuple(_tree_mask(tree, dtype, device) for tree in trees),
+        longest_path=max(prompt + max(branches) for prompt, *branches in trees),
     )
 
 
@@ -58,13 +63,27 @@ def tree_attention(
     tree: TreeMasks,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' calling convention: query [1, Hq, T, D], key and value [1, Hkv, T, D].
 
-    Returns [1, T, Hq, D]. The gate lets no model come here that needs dropout, a window, a soft cap,
-    sinks or a position bias.
+    Returns [1, T, Hq, D]. Raises SetupError for what it does not compute, where ignoring it would be wrong
+    without a sign; so the gate's proof meets it first.
     """
+    needed = {
+        "dropout": dropout > 0,
+        f"a sliding window of {sliding_window} tokens": bool(sliding_window)
+        and sliding_window < tree.longest_path,
+        "a soft cap": bool(softcap),
+        "attention sinks": s_aux is not None,
+        "a position bias": position_bias is not None,
+    }
+    if any(needed.values()):
+        raise SetupError(f"attention needs {', '.join(what for what, there in needed.items() if there)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     lengths = list(tree.lengths)
     # split, not slices: its backward is one concatenation instead of one zero-filled tensor per row.

@@ -8,6 +8,7 @@ forward pass and through the model's own, and the log-probabilities have to agre
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from alignctl.errors import SetupError
 from alignctl.models import attention
 from alignctl.models.packing import pack
-from alignctl.models.policy import Policy, branch_logps, causal_lm
+from alignctl.models.policy import Policy, branch_logps, causal_lm, evaluating, set_attention
 from alignctl.records import Example, Layout
 
 TOLERANCE = 1e-3
@@ -47,17 +48,20 @@ def choose_layout(
             f"{type(lm).__name__} has no plain linear vocabulary head",
             "alignctl scores completions with the head's weight; leave it out of adapter.targets",
         )
-    expected = _own_logps(lm, device)
-    reason = _window_reason(lm, max_length)
-    if not reason:
-        lm.set_attn_implementation(attention.NAME)
-        reason = _mismatch(model, expected, "shared", device)
+    if "past_key_values" not in inspect.signature(lm.forward).parameters:
+        raise SetupError(
+            f"{type(lm).__name__} keeps its past in no key-value cache",
+            "alignctl samples with one; models with attention layers, hybrids among them, have it",
+        )
+    with evaluating(model):
+        expected = _own_logps(lm, device)
+        _refuse_capped_logits(lm)
+        reason = _window_reason(lm, max_length) or _mismatch(model, expected, "shared", device)
         if not reason and adapter_dropout == 0:
             return Gate("shared", "")
         if not reason:
             return Gate("packed", "adapter.dropout is above 0: one prompt cannot be dropped out twice")
-    lm.set_attn_implementation("sdpa")
-    padded_reason = _mismatch(model, expected, "padded", device)
+        padded_reason = _mismatch(model, expected, "padded", device)
     if padded_reason:
         raise SetupError(
             f"{type(lm).__name__} cannot be scored by its hidden states and head: {padded_reason}",
@@ -66,8 +70,18 @@ def choose_layout(
     return Gate("padded", reason)
 
 
+def _refuse_capped_logits(lm: PreTrainedModel) -> None:
+    """By the config: a cap far above the proof's logits would pass it, and bend the larger ones later."""
+    cap = lm.config.get_text_config().to_dict().get("final_logit_softcapping")
+    if cap:
+        raise SetupError(
+            f"{type(lm).__name__} caps its logits (final_logit_softcapping={cap})",
+            "alignctl scores completions with the plain head and does not reproduce the cap",
+        )
+
+
 def _window_reason(lm: PreTrainedModel, max_length: int) -> str:
-    config = lm.config.to_dict()
+    config = lm.config.get_text_config().to_dict()
     kinds = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"{type(lm).__name__} has {', '.join(sorted(kinds))} layers"
@@ -86,14 +100,24 @@ PROOF = Example(
 
 @torch.no_grad()
 def _own_logps(lm: PreTrainedModel, device: torch.device) -> Tensor:
-    """The proof's branches, scored one by one from the logits of the model's own forward pass."""
-    lm.set_attn_implementation("sdpa")
-    sums = []
+    """The proof's branches, scored one by one from the logits of the model's own forward pass.
+
+    In eager attention, the one form that has everything an architecture asks for. Raises SetupError when
+    what the model says of the prompt depends on what follows it.
+    """
+    lm.set_attn_implementation("eager")
+    prompt = len(PROOF.prompt)
+    sums, of_prompt = [], []
     for branch in PROOF.branches:
         ids = torch.tensor([[*PROOF.prompt, *branch]], device=device, dtype=torch.int64)
-        logits = lm(input_ids=ids, use_cache=False).logits[0]
-        logps = logits.float().log_softmax(-1)[len(PROOF.prompt) - 1 : -1]
-        sums.append(logps.gather(1, ids[0, len(PROOF.prompt) :, None]).sum())
+        logps = lm(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        sums.append(logps[prompt - 1 : -1].gather(1, ids[0, prompt:, None]).sum())
+        of_prompt.append(logps[:prompt])
+    if not torch.allclose(*of_prompt, rtol=0, atol=TOLERANCE):
+        raise SetupError(
+            f"{type(lm).__name__} is not causal: what follows a token changes its prediction",
+            "alignctl trains causal language models",
+        )
     return torch.stack(sums)
 
 
@@ -104,9 +128,14 @@ def _mismatch(
     dtype = next(model.parameters()).dtype
     policy = Policy(model, layout, torch.float64 if dtype == torch.float64 else torch.float32, device)
     try:
+        set_attention(policy.causal_lm, layout)
+        if layout != "padded" and policy.causal_lm.config._attn_implementation != attention.NAME:
+            return f"{type(policy.causal_lm).__name__} lets nobody replace its attention"
         with torch.no_grad():
             found = branch_logps(policy, pack([PROOF], layout).to(device))
+    except SetupError as error:
+        return error.message
     except Exception as error:  # any model code may run here; whatever it raises means "not this layout"
-        return f"{layout} forward pass failed ({type(error).__name__}: {str(error)[:120]})"
+        return f"{layout} forward pass failed ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     difference = float((found.double() - expected.double()).abs().max())
     return "" if difference <= TOLERANCE else f"{layout} log-probabilities differ by {difference:.2g} nats"

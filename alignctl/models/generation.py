@@ -96,7 +96,8 @@ def _decode(
         ids = token[:, None]
         if not going.all():
             kept = going.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
+            # Not batch_select_indices: recurrent layers lack it, and hybrid ones select only half with it.
+            cache.reorder_cache(kept)
             alive, mask, ids = alive[kept], mask[kept], ids[kept]
     return out.cpu().numpy().astype(np.int32)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 256
 KEPT_BYTES = 512 * 2**20
@@ -44,7 +45,7 @@ def token_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
 def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenScores:
     """Log-probabilities with top-10 entropy and mass from the same logits."""
     parts = []
-    weight = weight.to(hidden.dtype)
+    weight, bias = _as_hidden(weight, bias, hidden)
     for rows in torch.arange(len(targets), device=hidden.device).split(CHUNK_ROWS):
         logits = _logits(hidden[rows], weight, bias)
         normaliser = logits.logsumexp(-1, keepdim=True)
@@ -58,6 +59,11 @@ def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     return TokenScores(logps, entropy, mass)
 
 
+def _as_hidden(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The head in hidden's dtype: bfloat16 products over float32 master weights."""
+    return weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+
+
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[n, V] in at least float32."""
     logits = torch.nn.functional.linear(hidden, weight, bias)
@@ -68,13 +74,13 @@ class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         rows, vocabulary = len(targets), weight.shape[0]
-        compute_weight = weight.to(hidden.dtype)
+        compute_weight, compute_bias = _as_hidden(weight, bias, hidden)
         keep = rows * vocabulary * hidden.element_size() <= KEPT_BYTES and any(ctx.needs_input_grad)
         kept = hidden.new_empty(rows, vocabulary) if keep else None
         logps, normaliser = [], []
         for start in range(0, rows, CHUNK_ROWS):
             block = slice(start, start + CHUNK_ROWS)
-            logits = _logits(hidden[block], compute_weight, bias)
+            logits = _logits(hidden[block], compute_weight, compute_bias)
             lse = logits.logsumexp(-1, keepdim=True)
             logps.append((logits.gather(1, targets[block, None]) - lse)[:, 0])
             normaliser.append(lse)
@@ -85,12 +91,13 @@ class _TokenLogps(torch.autograd.Function):
         return torch.cat(logps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         # Used up in place below; a second backward pass finds none and recomputes.
         kept, ctx.kept = ctx.kept, None
         rows, vocabulary = len(targets), weight.shape[0]
-        compute_weight = weight.to(hidden.dtype)
+        compute_weight, compute_bias = _as_hidden(weight, bias, hidden)
         block_rows = rows if kept is not None else max(1, KEPT_BYTES // (vocabulary * 4))
         need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -101,7 +108,7 @@ class _TokenLogps(torch.autograd.Function):
             if kept is not None:
                 softmax = kept
             else:
-                logits = _logits(hidden[block], compute_weight, bias)
+                logits = _logits(hidden[block], compute_weight, compute_bias)
                 softmax = logits.sub_(normaliser[block]).exp_().to(hidden.dtype)
             # d logp / d logits = onehot(target) - softmax.
             scale = grad[block].to(hidden.dtype)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,10 +27,12 @@ from transformers import (
 from alignctl.config import AdapterConfig, LoraAdapter, ModelConfig, NoAdapter, PinnedModel, TinyModel
 from alignctl.errors import SetupError, UsageError
 from alignctl.models.pinned import pinned_directory
+from alignctl.models.policy import causal_lm
 from alignctl.models.reference import weights_fingerprint
 from alignctl.models.tiny import tiny_directory
 
 Say = Callable[[str], None]
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +55,9 @@ def locate(config: ModelConfig, say: Say) -> Source:
 
 def locate_path(path: str, revision: str | None = None) -> Source:
     """Resolve a directory (model, PEFT adapter or run) or a hub id."""
-    directory = Path(path).expanduser()
-    if (directory / "run.json").is_file():
-        directory = directory / "model"
-        if not directory.is_dir():
-            raise SetupError(f"the run {path} has no model/ yet", "finish it by repeating its command")
-    if (directory / "adapter_config.json").is_file():
-        adapter = json.loads((directory / "adapter_config.json").read_text())
-        base = locate_path(adapter["base_model_name_or_path"], adapter.get("revision"))
-        return Source(base.base, base.revision, directory)
+    directory = _model_directory(path)
+    if _is_adapter(directory):
+        return _locate_adapter(directory)
     if directory.is_dir():
         _check_directory(directory)
         return Source(str(directory), None)
@@ -65,6 +66,44 @@ def locate_path(path: str, revision: str | None = None) -> Source:
             f"there is no model at {path}", "give a model directory, a run directory or a hub id OWNER/NAME"
         )
     return Source(path, revision)
+
+
+def _model_directory(path: str) -> Path:
+    """A run's model/, else the path as a directory."""
+    directory = Path(path).expanduser()
+    if not (directory / "run.json").is_file():
+        return directory
+    if not (directory / "model").is_dir():
+        raise SetupError(f"the run {path} has no model/ yet", "finish it by repeating its command")
+    return directory / "model"
+
+
+def _is_adapter(directory: Path) -> bool:
+    return (directory / "adapter_config.json").is_file()
+
+
+def _locate_adapter(directory: Path) -> Source:
+    with _translated(str(directory)):
+        adapter = json.loads((directory / "adapter_config.json").read_text())
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise SetupError(
+            f"{directory} does not name the model it was trained on",
+            "add base_model_name_or_path to its adapter_config.json",
+        )
+    if _is_adapter(_model_directory(base)):
+        raise SetupError(
+            f"{directory} is an adapter on another adapter, {base}", "merge that one into its base first"
+        )
+    # PEFT would read the pickle beside it instead.
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        raise SetupError(
+            f"{directory} has no {ADAPTER_WEIGHTS}",
+            "alignctl reads no pickle; where you trust adapter_model.bin, convert it once with PEFT:",
+            "  PeftModel.from_pretrained(BASE_MODEL, DIR).save_pretrained(NEW_DIR)",
+        )
+    found = locate_path(base, adapter.get("revision"))
+    return Source(found.base, found.revision, directory)
 
 
 def _check_directory(directory: Path) -> None:
@@ -96,7 +135,8 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 def vocabulary_size(source: Source) -> int:
     """Rows of the embedding, from the config alone."""
     with _translated(source.base):
-        return AutoConfig.from_pretrained(source.base, revision=source.revision).get_text_config().vocab_size
+        config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+        return config.get_text_config().vocab_size
 
 
 def load_weights(source: Source) -> PreTrainedModel | PeftModel:
@@ -120,9 +160,18 @@ def load_weights(source: Source) -> PreTrainedModel | PeftModel:
         )
     model, info = loaded
     _refuse_incomplete(source.base, info, model)
-    if source.adapter is None:
-        return model
-    return PeftModel.from_pretrained(model, str(source.adapter), is_trainable=True, use_safetensors=True)  # type: ignore[return-value]
+    return model if source.adapter is None else _with_adapter(model, source.adapter)
+
+
+def _with_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
+    with _translated(str(directory)):
+        stored = load_file(directory / ADAPTER_WEIGHTS)
+        adapted: PeftModel = PeftModel.from_pretrained(model, str(directory), is_trainable=True)  # type: ignore[assignment]
+    # PEFT only warns of tensors that are missing, and leaves them at their start.
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    _refuse_keys(str(directory), "missing keys", sorted(set(wanted) - set(stored)))
+    _refuse_non_finite(str(directory), stored)
+    return adapted
 
 
 def _dropout_off(config: dict[str, Any]) -> dict[str, float]:
@@ -134,22 +183,29 @@ def _dropout_off(config: dict[str, Any]) -> dict[str, float]:
 
 
 def _refuse_incomplete(name: str, info: dict[str, Any], model: PreTrainedModel) -> None:
-    problems = {key: sorted(map(str, info.get(key) or ())) for key in ("missing_keys", "mismatched_keys")}
-    for kind, keys in problems.items():
-        if keys:
-            raise SetupError(
-                f"{name} does not hold this model's weights: {kind.replace('_', ' ')} {', '.join(keys[:3])}"
-                + (f" and {len(keys) - 3} more" if len(keys) > 3 else ""),
-                "transformers would fill them with random numbers; the directory is damaged or another's",
-            )
-    for key, tensor in model.state_dict().items():
+    for kind in ("missing_keys", "mismatched_keys"):
+        _refuse_keys(name, kind.replace("_", " "), sorted(map(str, info.get(kind) or ())))
+    _refuse_non_finite(name, model.state_dict())
+
+
+def _refuse_keys(name: str, kind: str, keys: Sequence[str]) -> None:
+    if keys:
+        raise SetupError(
+            f"{name} does not hold this model's weights: {kind} {', '.join(keys[:3])}"
+            + (f" and {len(keys) - 3} more" if len(keys) > 3 else ""),
+            "they would be filled with made-up numbers; the directory is damaged or another model's",
+        )
+
+
+def _refuse_non_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise SetupError(f"{name} holds NaN or infinity in {key}", "use another checkpoint of this model")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """The model a run starts from, adapters attached, and what its weights hash to before that."""
+    """The model a run starts from, adapters attached, and what it hashes to before that."""
 
     model: PreTrainedModel | PeftModel
     fingerprint: str
@@ -162,7 +218,7 @@ def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
     rank, alpha and dropout have to be the configured ones.
     """
     model = load_weights(source)
-    fingerprint = weights_fingerprint(model.state_dict())
+    fingerprint = model_fingerprint(model)
     if isinstance(adapter, NoAdapter):
         merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
         return Start(merged.requires_grad_(True), fingerprint)
@@ -188,6 +244,18 @@ def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
             ) from error
 
 
+NOT_COMPUTED_WITH = ("transformers_version", "peft_version", "base_model_name_or_path", "revision")
+
+
+def model_fingerprint(model: PreTrainedModel | PeftModel) -> str:
+    """sha256 over the weights and what decides how they are used: the config, an adapter's scale."""
+    adapters = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    described = [causal_lm(model).config.to_diff_dict(), *(adapter.to_dict() for adapter in adapters)]
+    kept = [{key: one[key] for key in sorted(one) if key not in NOT_COMPUTED_WITH} for one in described]
+    text = json.dumps(kept, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    return hashlib.sha256(f"{weights_fingerprint(model.state_dict())} {text}".encode()).hexdigest()
+
+
 def _same_adapter(model: PeftModel, adapter: LoraAdapter) -> None:
     found = model.peft_config["default"]
     if not isinstance(found, LoraConfig):
@@ -206,12 +274,23 @@ def _same_adapter(model: PeftModel, adapter: LoraAdapter) -> None:
             )
 
 
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+
+
 @contextlib.contextmanager
 def _translated(name: str) -> Iterator[None]:
     """Turn what transformers raises on an unfit model into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except LOADING_ERRORS as error:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise SetupError(
             f"{name} cannot be loaded: {first}",

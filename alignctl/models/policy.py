@@ -72,14 +72,13 @@ def _completion_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
     decoder = policy.causal_lm.get_decoder()
     if batch.layout == "padded":
         assert batch.padding_mask is not None
+        # Right-padded rows count their positions themselves, and not every model would let us.
         layout_arguments = {"attention_mask": batch.padding_mask.long()}
     else:
         masks = attention.tree_masks(batch.trees, dtype=policy.compute_dtype, device=policy.device)
-        layout_arguments = {"tree": masks}
+        layout_arguments = {"position_ids": batch.positions, "tree": masks}
     with autocast(policy):
-        hidden: Tensor = decoder(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **layout_arguments
-        ).last_hidden_state
+        hidden: Tensor = decoder(input_ids=batch.ids, use_cache=False, **layout_arguments).last_hidden_state
     # index_select, not indexing: its backward adds in a fixed order, also where branches share a position.
     return hidden.flatten(0, 1).index_select(0, batch.score_index).to(policy.compute_dtype)
 
@@ -91,16 +90,34 @@ def autocast(policy: Policy) -> torch.autocast:
     )
 
 
+def set_attention(model: PreTrainedModel, layout: Layout) -> None:
+    """The attention a layout runs with: ours over trees, transformers' own over padded rows."""
+    if layout != "padded":
+        model.set_attn_implementation(attention.NAME)
+        return
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:  # the architecture has none
+        model.set_attn_implementation("eager")
+
+
 @contextmanager
-def plain_attention(policy: Policy) -> Iterator[None]:
-    """Within it the model attends as transformers does it, with a key-value cache if asked: for sampling."""
-    model = policy.causal_lm
-    model.set_attn_implementation("sdpa")
+def evaluating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Within it dropout is off; afterwards the model trains again if it did."""
     was_training = model.training
-    policy.model.eval()
+    model.eval()
     try:
         yield
     finally:
-        policy.model.train(was_training)
-        if policy.layout != "padded":
-            model.set_attn_implementation(attention.NAME)
+        model.train(was_training)
+
+
+@contextmanager
+def plain_attention(policy: Policy) -> Iterator[None]:
+    """Within it the model attends as transformers does it, with a key-value cache if asked: for sampling."""
+    set_attention(policy.causal_lm, "padded")
+    try:
+        with evaluating(policy.model):
+            yield
+    finally:
+        set_attention(policy.causal_lm, policy.layout)

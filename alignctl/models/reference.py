@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from alignctl.models.policy import Policy
 from alignctl.models.scoring import Progress, score
 from alignctl.records import Example, Scores
 
-FORMAT = b"alignctl reference 1"
+FORMAT = b"alignctl reference 2"
 
 
 def cache_root() -> Path:
@@ -109,13 +109,18 @@ def from_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> Scores:
 
 def _read(path: Path) -> Scores | None:
     try:
-        return from_tensors(load_file(path))
-    except (OSError, SafetensorError, KeyError):
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
         return None  # absent or damaged: it is a cache, so compute it again
+    # A flipped bit would train a whole run against a wrong reference.
+    return from_tensors(tensors) if weights_fingerprint(tensors) == expected else None
 
 
 def _write(path: Path, scores: Scores) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    save_file(as_tensors(scores), temporary)
+    tensors = as_tensors(scores)
+    save_file(tensors, temporary, metadata={"sha256": weights_fingerprint(tensors)})
     temporary.replace(path)

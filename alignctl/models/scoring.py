@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from alignctl.models.packing import micro_batches, pack
-from alignctl.models.policy import Policy, branch_logps, branch_scores
+from alignctl.models.policy import Policy, branch_logps, branch_scores, evaluating
 from alignctl.records import Example, Scores
 
 Progress = Callable[[int, int], None]
@@ -28,20 +28,18 @@ def score(
     `with_top` adds top-10 entropy and mass, at the price of a top-k over the vocabulary per token.
     """
     branches = len(examples[0].branches)
-    was_training = policy.model.training
-    policy.model.eval()
     order = sorted(range(len(examples)), key=lambda index: -examples[index].tokens)
     ranked = [examples[index] for index in order]
     parts = []
     done = 0
-    for group in micro_batches(ranked, token_budget=token_budget, layout=policy.layout):
-        batch = pack([ranked[index] for index in group], policy.layout).to(policy.device)
-        found = branch_scores(policy, batch) if with_top else (branch_logps(policy, batch),)
-        parts.append(torch.stack(found).cpu())
-        done += len(group)
-        if progress:
-            progress(done, len(examples))
-    policy.model.train(was_training)
+    with evaluating(policy.model):
+        for group in micro_batches(ranked, token_budget=token_budget, layout=policy.layout):
+            batch = pack([ranked[index] for index in group], policy.layout).to(policy.device)
+            found = branch_scores(policy, batch) if with_top else (branch_logps(policy, batch),)
+            parts.append(torch.stack(found).cpu())
+            done += len(group)
+            if progress:
+                progress(done, len(examples))
     ranked_scores = torch.cat(parts, dim=1).unflatten(1, (-1, branches))
     scores = ranked_scores[:, torch.tensor(order).argsort()]
     counts = torch.tensor([[len(branch) for branch in example.branches] for example in examples])

@@ -70,7 +70,7 @@ def run(config: TrainConfig, *, argv: Sequence[str], overrides: Sequence[str]) -
 def _checked_data(config: TrainConfig, directory: RunDirectory, console: Console) -> TrainingData:
     """All rows, checked; what is wrong with any of them goes to bad_rows.jsonl, dropped or not."""
     try:
-        data = prepare_data(config, lambda text: console.print(text, highlight=False))
+        data = prepare_data(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
     except BadRows as error:
         _list_bad_rows(directory, error.rows)
         raise

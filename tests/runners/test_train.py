@@ -1,4 +1,4 @@
-"""Whole runs of `alignctl train` on the tiny model: what they leave on disk, and that nothing disturbs them."""
+"""Whole runs of `alignctl train` on the tiny model: what they leave, and that nothing disturbs them."""
 
 from __future__ import annotations
 
@@ -193,7 +193,13 @@ def test_bad_rows_stop_the_run_before_a_model_is_loaded(capsys: pytest.CaptureFi
 def test_soft_labels_and_weights_of_a_file_reach_the_loss() -> None:
     rng = np.random.default_rng(0)
     rows = [
-        {"prompt": f"Question {i}", "chosen": f"yes {i}", "rejected": f"no no {i}", "p_chosen": 0.5, "weight": 2.0}
+        {
+            "prompt": f"Question {i}",
+            "chosen": f"yes {i}",
+            "rejected": f"no no {i}",
+            "p_chosen": 0.5,
+            "weight": 2.0,
+        }
         for i in rng.permutation(20).tolist()
     ]
     Path("soft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
