@@ -97,7 +97,7 @@ def _decode(
         if not going.all():
             kept = going.nonzero()[:, 0]
             # Not batch_select_indices: recurrent layers lack it, and hybrid ones select only half with it.
-            cache.reorder_cache(kept)
+            cache.reorder_cache(kept)  # type: ignore[arg-type]
             alive, mask, ids = alive[kept], mask[kept], ids[kept]
     return out.cpu().numpy().astype(np.int32)
 

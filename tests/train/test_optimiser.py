@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from alignctl.config import TinyModel
 from alignctl.errors import RunDirectoryError
@@ -25,7 +26,7 @@ from alignctl.train.optimiser import (
 IDS = torch.tensor([[5, 9, 3, 14, 7, 8, 4, 11, 2]])
 
 
-def new_model(seed: int = 0) -> nn.Module:
+def new_model(seed: int = 0) -> LlamaForCausalLM:
     return tiny_model(TinyModel(kind="tiny", name="tiny", seed=seed, layers=2, hidden=32, lr=1e-3))
 
 

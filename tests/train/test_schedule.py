@@ -139,6 +139,12 @@ def test_warm_up_reaches_the_peak_at_its_last_step() -> None:
     assert rates(6, schedule="constant", warmup=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+def test_a_fraction_of_the_steps_is_rounded_to_whole_steps() -> None:
+    # 0.29 x 100 is 28.999999999999996 in binary, and means 29.
+    found = rates(100, schedule="constant", warmup=0.29)
+    assert found[27:29] == [28 / 29, 1.0]
+
+
 @pytest.mark.parametrize("warmup", [4, 0.4])
 def test_linear_would_reach_zero_one_step_after_the_last(warmup: float) -> None:
     # 10 steps, 4 of warm-up, 6 of decay: 1/7 less at each, so 1/7 is left for the last.

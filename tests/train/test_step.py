@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+from transformers import LlamaForCausalLM
 
 from alignctl.algos import PairLoss, pair_loss
 from alignctl.config import DpoConfig, HingeConfig, IpoConfig, Reference, SlicConfig
@@ -61,7 +62,7 @@ ROWS = ragged_rows()
 
 
 @pytest.fixture
-def new_policy(tiny: Callable[..., torch.nn.Module]) -> NewPolicy:
+def new_policy(tiny: Callable[..., LlamaForCausalLM]) -> NewPolicy:
     """Makes the same model again for each of two ways that are compared; float64 throughout by default."""
 
     def make(*, seed: int = 0, dtype: torch.dtype = torch.float64) -> Policy:
@@ -128,7 +129,7 @@ def plain_dpo(policy: Policy, ref: Tensor, plain_logps: PlainLogps) -> Tensor:
     """The weighted mean DPO loss written out, from one plain forward pass for each of the twelve answers."""
     policy.causal_lm.set_attn_implementation("sdpa")
     logps = plain_logps(policy.model, ROWS).view(-1, 2)
-    p, weight = (torch.tensor(column) for column in zip(*((r.p_chosen, r.weight) for r in ROWS), strict=True))
+    p, weight = torch.tensor([(row.p_chosen, row.weight) for row in ROWS], dtype=torch.float64).T
     z = BETA * ((logps[:, 0] - ref[:, 0]) - (logps[:, 1] - ref[:, 1]))
     # -log sigmoid(z) = softplus(-z)
     return (weight * (p * softplus(-z) + (1 - p) * softplus(z))).sum() / 6
@@ -287,6 +288,17 @@ def test_the_learning_rate_is_set_and_reported_and_the_gradient_is_freed(
     assert [group["lr"] for group in optimiser.param_groups] == [1e-4]
 
 
+def test_a_gradient_left_by_a_step_that_broke_off_does_not_count(
+    new_policy: NewPolicy, reference: Tensor
+) -> None:
+    # Out of memory may strike between two micro-batches; the step is then done again from its first row.
+    policy, untroubled = new_policy(), new_policy()
+    backward(policy, DPO, ROWS[:2], reference[:2], micro_tokens=30)
+    for one in (policy, untroubled):
+        step(one, build_optimiser(one.model, weight_decay=0.0), reference)
+    assert same_bits(weights(policy), weights(untroubled))
+
+
 def test_steps_are_adamw_by_the_book(
     new_policy: NewPolicy, reference: Tensor, plain_logps: PlainLogps
 ) -> None:
@@ -350,7 +362,20 @@ SPOILT: dict[str, Spoil] = {
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+FSUM = pytest.mark.xfail(
+    raises=ValueError,
+    strict=True,
+    reason="pairs.mean raises on infinities of both signs instead of giving NaN",
+)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(spoil, id=name, marks=FSUM if "both signs" in name else ())
+        for name, spoil in SPOILT.items()
+    ],
+)
 def test_a_batch_that_is_not_finite_touches_neither_weights_nor_moments(
     spoil: Spoil, new_policy: NewPolicy, reference: Tensor
 ) -> None:
