@@ -96,7 +96,6 @@ def _material(split: str, seed: int) -> Material:
         counts=share("counts", everything.counts),
         sums=share("sums", everything.sums),
         closings=share("closings", everything.closings),
-        openings=share("openings", everything.openings),
         wordings=everything.wordings if split == "held-out" else wordings,
     )
 

@@ -1,8 +1,14 @@
-"""The ten families of demo tasks: each makes a prompt, a good and a bad answer, and the judge of both.
+"""The six families of demo tasks: each makes a prompt, a good and a bad answer, and the judge of both.
 
 The good answer keeps the constraint and is right. The bad one fails the way a small unaligned model does
 (chatter around the answer, a wrong count, capitals, a forgotten phrase), is sometimes the shorter one, and
 in a share of the pairs keeps the form but gets the content wrong, so that content is trained too.
+
+Four more families were tried and dropped (a given phrase at the start, at most n words, exactly n sentences,
+and a full sentence, which taught against `number` and `word`): with all ten, 80 DPO steps at a learning rate
+of 1e-5 moved the gold score of a 135M model only from 0.11 to 0.20 at best, and the chosen answers lost
+likelihood. With these six it rises from 0.06 [0.03, 0.10] to 0.21 [0.14, 0.27] and accuracy_logp from 0.72 to
+0.88, while the chosen answers gain likelihood.
 """
 
 from __future__ import annotations
@@ -13,9 +19,8 @@ from functools import partial
 from random import Random
 
 from alignctl.data import gold
-from alignctl.data.demo_facts import CATEGORIES, COUNTS, EXCLUSIVE, QUESTIONS
-from alignctl.data.demo_topics import TOPICS
-from alignctl.data.demo_wordings import CLOSINGS, OPENINGS, POSTSCRIPTS, PREAMBLES, WORDINGS
+from alignctl.data.demo_knowledge import CATEGORIES, COUNTS, EXCLUSIVE, QUESTIONS, TOPICS
+from alignctl.data.demo_wordings import CLOSINGS, PREAMBLES, WORDINGS
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 # Share of pairs whose bad answer keeps the form and is wrong: higher where one right answer exists.
@@ -74,7 +79,6 @@ class Material:
     counts: tuple[tuple[str, int], ...]
     sums: tuple[tuple[int, int], ...]
     closings: tuple[str, ...]
-    openings: tuple[str, ...]
     wordings: Mapping[str, tuple[str, ...]]
 
 
@@ -112,7 +116,6 @@ def all_material() -> Material:
         counts=tuple((subject, int(value)) for subject, value in counts),
         sums=tuple((a, b) for a in range(1, 10) for b in range(1, 7)),
         closings=CLOSINGS,
-        openings=OPENINGS,
         wordings=WORDINGS | {kind: asks for kind, (asks, _, _) in QUESTIONS.items()},
     )
 
@@ -165,51 +168,6 @@ def closing(rng: Random, material: Material) -> Task:
     return Task(prompt, f"{body} {phrase}", rejected, judge)
 
 
-def opening(rng: Random, material: Material) -> Task:
-    """A given phrase at the start."""
-    topic, phrase, other = rng.choice(material.topics), *rng.sample(material.openings, 2)
-    prompt = _ask(rng, material, topic, rng.choice(material.wordings["opening"]).format(phrase=phrase))
-    judge = _prose(topic, prompt, partial(gold.opening_form, phrase=phrase))
-    body = _text(rng, topic, 1, 2)
-    if rng.random() < WRONG_PROSE:
-        rejected = f"{phrase} {_text(rng, _off_topic(rng, material, judge), 1, 2)}"
-    else:
-        longer = _text(rng, topic, 2, 3)
-        rejected = rng.choice((body, longer, phrase, f"{other} {body}", f"{body} {phrase}"))
-    return Task(prompt, f"{phrase} {body}", rejected, judge)
-
-
-def brief(rng: Random, material: Material) -> Task:
-    """At most n words."""
-    topic = rng.choice(material.topics)
-    n = len(gold.words(topic.sentences[0])) + rng.randint(0, 5)
-    constraint = rng.choice(material.wordings["brief"]).format(n=n, m=n + 1)
-    prompt = _ask(rng, material, topic, constraint)
-    judge = _prose(topic, prompt, partial(gold.brief_form, n=n))
-    if rng.random() < WRONG_PROSE:
-        others = [_off_topic(rng, material, judge) for _ in range(8)]
-        rejected = min((other.sentences[0] for other in others), key=len)
-    else:
-        rejected = " ".join(topic.sentences) + rng.choice(("", *POSTSCRIPTS))
-    return Task(prompt, topic.sentences[0], rejected, judge)
-
-
-def sentences(rng: Random, material: Material) -> Task:
-    """Exactly n sentences."""
-    topic, n = rng.choice(material.topics), rng.randint(1, 3)
-    named = f"{rng.choice((NUMBER_WORDS[n], str(n)))} sentence{'s' * (n > 1)}"
-    prompt = _ask(rng, material, topic, rng.choice(material.wordings["sentences"]).format(s=named))
-    judge = _prose(topic, prompt, partial(gold.sentences_form, n=n))
-    chosen = " ".join(topic.sentences[:n])
-    if rng.random() < WRONG_PROSE:
-        rejected = " ".join(_off_topic(rng, material, judge).sentences[:n])
-    elif n == 1 or (n == 2 and rng.random() < 0.5):
-        rejected = " ".join(topic.sentences) + rng.choice(("", *POSTSCRIPTS))
-    else:
-        rejected = " ".join(topic.sentences[: rng.randint(1, n - 1)])
-    return Task(prompt, chosen, rejected, judge)
-
-
 # --- members of a category -----------------------------------------------------------------------------
 
 
@@ -224,8 +182,12 @@ def _other_members(rng: Random, pool: tuple[Category, ...], category: Category, 
     return rng.sample(rng.choice([names for names in clean if len(names) >= n]), n)
 
 
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _numbered(names: list[str]) -> str:
-    return "\n".join(f"{place}. {name[0].upper()}{name[1:]}" for place, name in enumerate(names, 1))
+    return "\n".join(f"{place}. {_capitalised(name)}" for place, name in enumerate(names, 1))
 
 
 def _in_prose(category: Category, names: list[str]) -> str:
@@ -279,12 +241,12 @@ def comma(rng: Random, material: Material) -> Task:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A closed question; `saying` puts an answer into a sentence at `{y}`."""
+    """A closed question; `sentence` is what a chatty answer would say, and it is right."""
 
     request: str
     right: str
     wrong: str
-    saying: str
+    sentence: str
     content: Callable[[str], float]
 
 
@@ -293,14 +255,14 @@ def _number_question(rng: Random, material: Material) -> Question:
     if rng.random() < 0.3:
         subject, value = rng.choice(material.counts)
         request = rng.choice(material.wordings["count"]).format(x=subject)
-        saying = f"The number of {subject} is {{y}}."
+        sentence = f"The number of {subject} is {value}."
     else:
         a, b = rng.choice(material.sums)
         value = a + b
         request = rng.choice(material.wordings["sum"]).format(a=a, b=b)
-        saying = rng.choice((f"The sum of {a} and {b} is {{y}}.", "The answer is {y}."))
+        sentence = rng.choice((f"The sum of {a} and {b} is {value}.", f"The answer is {value}."))
     wrong = value + rng.choice([step for step in (-3, -2, -1, 1, 2, 3, 10) if value + step > 0])
-    return Question(request, str(value), str(wrong), saying, partial(gold.number_content, value=value))
+    return Question(request, str(value), str(wrong), sentence, partial(gold.number_content, value=value))
 
 
 def _fact_question(rng: Random, material: Material) -> Question:
@@ -314,8 +276,8 @@ def _fact_question(rng: Random, material: Material) -> Question:
         accepted={word.lower() for word in fact.accepted},
         rivals={word.lower() for word in others},
     )
-    saying = QUESTIONS[kind][1].replace("{x}", fact.subject)
-    return Question(request, fact.accepted[0], rng.choice(sorted(others)), saying, content)
+    sentence = QUESTIONS[kind][1].format(x=fact.subject, y=fact.accepted[0])
+    return Question(request, fact.accepted[0], rng.choice(sorted(others)), sentence, content)
 
 
 def _membership_question(rng: Random, material: Material) -> Question:
@@ -325,21 +287,15 @@ def _membership_question(rng: Random, material: Material) -> Question:
     item = rng.choice(category.members) if right == "yes" else others[0]
     request = rng.choice(material.wordings["membership"]).format(item=f'"{item}"', thing=category.singular)
     wrong = "no" if right == "yes" else "yes"
-    saying = f"{{y}}, {item} {'is' if right == 'yes' else 'is not'} the name of a {category.singular}."
-    return Question(
-        request, right, wrong, saying, partial(gold.word_content, accepted={right}, rivals={wrong})
-    )
-
-
-def _capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
+    sentence = f"{right}, {item} {'is' if right == 'yes' else 'is not'} the name of a {category.singular}."
+    content = partial(gold.word_content, accepted={right}, rivals={wrong})
+    return Question(request, right, wrong, sentence, content)
 
 
 def _bare(rng: Random, question: Question, constraint: str) -> Task:
     """The bare answer against a wrong one or a sentence."""
     prompt = f"{question.request} {constraint}"
-    sentence = _capitalised(question.saying.format(y=question.right))
-    chatty = rng.choice(("", "", *PREAMBLES)) + sentence
+    chatty = rng.choice(("", "", *PREAMBLES)) + _capitalised(question.sentence)
     rejected = _capitalised(question.wrong) if rng.random() < WRONG_FACT else chatty
     judge = gold.Judge(prompt, gold.bare_form, question.content)
     return Task(prompt, _capitalised(question.right), rejected, judge)
@@ -357,17 +313,4 @@ def word(rng: Random, material: Material) -> Task:
     return _bare(rng, _fact_question(rng, material), rng.choice(material.wordings["word"]))
 
 
-def full(rng: Random, material: Material) -> Task:
-    """A whole sentence: the counterpart of the bare answer, so that being short is not always better."""
-    question = rng.choice((_number_question, _fact_question))(rng, material)
-    prompt = f"{question.request} {rng.choice(material.wordings['full'])}"
-    right, wrong = (
-        _capitalised(question.saying.format(y=answer)) for answer in (question.right, question.wrong)
-    )
-    rejected = wrong if rng.random() < WRONG_FACT else _capitalised(question.right)
-    return Task(prompt, right, rejected, gold.Judge(prompt, gold.full_form, question.content))
-
-
-FAMILIES: tuple[Callable[[Random, Material], Task], ...] = (
-    list_of, comma, lower, closing, opening, brief, sentences, number, word, full,
-)  # fmt: skip
+FAMILIES: tuple[Callable[[Random, Material], Task], ...] = (list_of, comma, lower, closing, number, word)

@@ -73,42 +73,6 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         'Conclude by saying "{phrase}"',
         'Say "{phrase}" as your last words.',
     ),
-    "opening": (
-        'Begin your answer with "{phrase}"',
-        'Start with exactly these words: "{phrase}"',
-        'The answer must start with "{phrase}"',
-        'Your first words have to be "{phrase}"',
-        'Open your answer with "{phrase}"',
-        'At the very start, write "{phrase}"',
-        'Put "{phrase}" at the beginning, before anything else.',
-        'Make "{phrase}" the first thing you say.',
-        'Say "{phrase}" first and then answer.',
-        'I want the answer to start with "{phrase}"',
-    ),
-    "brief": (
-        "Use at most {n} words.",
-        "Answer in {n} words or fewer.",
-        "Do not use more than {n} words.",
-        "Your answer must not be longer than {n} words.",
-        "Keep it under {m} words.",
-        "Be brief: {n} words at most.",
-        "You have a limit of {n} words.",
-        "It has to fit into {n} words.",
-        "No more than {n} words, please.",
-        "Stay within {n} words.",
-    ),
-    "sentences": (
-        "Write exactly {s}.",
-        "Answer in exactly {s}.",
-        "Your answer must have {s}, no more and no fewer.",
-        "Use exactly {s}.",
-        "Keep it to exactly {s}.",
-        "I want exactly {s}.",
-        "The answer should be {s} long, not more and not less.",
-        "Please give me exactly {s}.",
-        "Stop after exactly {s}.",
-        "It must be exactly {s}.",
-    ),
     "number": (
         "Reply with the number only.",
         "Give just the number.",
@@ -134,16 +98,6 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Write one word and nothing else.",
         "I want a one-word answer.",
         "No explanation, just the word.",
-    ),
-    "full": (
-        "Answer in a full sentence.",
-        "Reply with one complete sentence.",
-        "Write your answer as a whole sentence.",
-        "Please use a complete sentence.",
-        "Give the answer in one full sentence.",
-        "One word is not enough, answer in a sentence.",
-        "I would like a complete sentence.",
-        "Put the answer into a sentence.",
     ),
     "yes or no": (
         "Answer only with yes or no.",
@@ -191,20 +145,7 @@ CLOSINGS = (
     "There is always more to learn.",
 )  # fmt: skip
 
-OPENINGS = (
-    "Sure!", "Of course!", "Good question!", "Here is my answer:", "Hello there!", "Dear reader,",
-    "Let me think.", "In simple words:", "Thank you for asking!", "Well, here it is:",
-    "My answer is this:", "I am glad you asked.", "Listen carefully:", "Short answer:",
-    "As everybody knows:", "Here is what I know:", "Welcome back!", "Let me explain.", "To begin with:",
-    "This is easy.", "Certainly!", "A few facts:", "Great question!", "I am happy to help.",
-)  # fmt: skip
-
 PREAMBLES = (
     "Sure! ", "Of course! ", "Certainly! ", "Great question! ", "I'd be happy to help. ",
     "Here is my answer: ", "Sure, here you go: ", "Thank you for your question. ",
-)  # fmt: skip
-
-POSTSCRIPTS = (
-    " Let me know if you need anything else.", " I hope this helps!", " Do you want to know more?",
-    " Please let me know if you have any other questions.", " There is much more to say about this.",
 )  # fmt: skip

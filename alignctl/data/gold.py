@@ -155,26 +155,6 @@ def closing_form(answer: str, *, phrase: str) -> float:
     return 0.5 if said.endswith(wanted) else 0.25 * (wanted in said)
 
 
-def opening_form(answer: str, *, phrase: str) -> float:
-    """The phrase begins the answer; half for other letters or marks, a quarter for it elsewhere."""
-    if answer.strip().strip('"“”').startswith(phrase):
-        return 1.0
-    said, wanted = " ".join(words(answer)), " ".join(words(phrase))
-    return 0.5 if said.startswith(wanted) else 0.25 * (wanted in said)
-
-
-def brief_form(answer: str, *, n: int) -> float:
-    """At most n words."""
-    return _partly(max(0, len(words(answer)) - n), n)
-
-
-def sentences_form(answer: str, *, n: int) -> float:
-    """Exactly n sentences, numbered or not; one that breaks off counts."""
-    plain = "\n".join(_MARKER.sub("", line) for line in answer.splitlines())
-    found = [part for part in re.split(r"[.!?]+(?=\s|$)", plain) if words(part)]
-    return _partly(abs(len(found) - n), n)
-
-
 def bare_form(answer: str) -> float:
     """One word or number and nothing else, except a final mark; less for every word around it."""
     text = answer.strip()
@@ -182,14 +162,6 @@ def bare_form(answer: str) -> float:
     if not said:
         return 0.0
     return 1.0 if _WORD.fullmatch(text.rstrip(".!")) else 0.5 / len(said)
-
-
-def full_form(answer: str) -> float:
-    """One sentence of four words or more with a capital and a final mark; half for a lapse in these."""
-    text = answer.strip()
-    if len(words(text)) < 4:
-        return 0.0
-    return 1.0 if text[0].isupper() and text[-1] in ".!" and sentences_form(text, n=1) == 1.0 else 0.5
 
 
 # --- content -------------------------------------------------------------------------------------------

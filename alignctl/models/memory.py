@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from alignctl.errors import OutOfMemoryError
-from alignctl.models.head import KEPT_BYTES
+from alignctl.models.head import CHUNK_ROWS, KEPT_BYTES
 from alignctl.models.policy import causal_lm
 
 CPU_MICRO_TOKENS = 4096
@@ -57,7 +57,9 @@ def plan_memory(
     `step_tokens` bounds what is ever needed at once. Raises OutOfMemoryError when the longest row does not
     fit by itself; the hints name settings that do.
     """
-    fixed, available = _fixed_bytes(model), _available_bytes(device)
+    # The weights are in memory already, so what is free now does not count them.
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    fixed, available = _fixed_bytes(model, compute_dtype, step_tokens), _free_bytes(device) + weights
     budget = int(USABLE * available) - fixed
     plain, checkpointed = (_token_bytes(model, compute_dtype, checkpointing=on) for on in (False, True))
     want = micro_tokens or min(step_tokens, CUDA_MICRO_TOKENS if device.type == "cuda" else CPU_MICRO_TOKENS)
@@ -98,10 +100,12 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.1f}"
 
 
-def _fixed_bytes(model: PreTrainedModel | PeftModel) -> int:
+def _fixed_bytes(model: PreTrainedModel | PeftModel, compute_dtype: torch.dtype, step_tokens: int) -> int:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return weights + 3 * trained + 2 * KEPT_BYTES
+    vocabulary = causal_lm(model).config.get_text_config().vocab_size
+    softmax = min(KEPT_BYTES, step_tokens * vocabulary * compute_dtype.itemsize)
+    return weights + 3 * trained + softmax + CHUNK_ROWS * vocabulary * 4
 
 
 def _token_bytes(
@@ -118,7 +122,7 @@ def _token_bytes(
     return layer + layers * hidden * 4 if checkpointing else layers * layer
 
 
-def _available_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo") if os.path.exists("/proc/meminfo") else open(os.devnull) as file:

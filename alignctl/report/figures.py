@@ -38,6 +38,8 @@ METRICS = {
         Metric("likelihood/chosen", "lik_chosen", ".3f", 0, "log-prob per token"),
         Metric("entropy/top10", "entropy", ".3f", 0, "bits, ten likeliest"),
         Metric("displacement", "displacement", ".2f", 0, "chosen below reference"),
+        Metric("gold/form", "form", ".3f", 1, "constraint kept"),
+        Metric("gold/content", "content", ".3f", 1, "answer right"),
         Metric("kl/token", "kl", ".3f", 0, "drift from reference"),
         Metric("response_length", "length", ".0f", 0, "tokens per answer"),
         Metric("lr", "lr", ".3g", 0, "learning rate"),

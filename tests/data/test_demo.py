@@ -112,13 +112,12 @@ def test_instructions_and_answers_are_varied(demo: PreferenceData):
     assert len(chosen) > 600
 
 
-def test_neither_length_nor_a_chatty_opening_separates_the_answers(demo: PreferenceData):
+def test_neither_length_nor_chatter_separates_the_answers(demo: PreferenceData):
     pairs = [row.branches for row in demo.train]
     longer = sum(len(chosen) > len(rejected) for chosen, rejected in pairs) / len(pairs)
     assert 0.2 < longer < 0.5
-    chatty = [sum(pair[branch].startswith(PREAMBLES) for pair in pairs) for branch in (0, 1)]
-    assert chatty[0] > 0
-    assert chatty[1] < len(pairs) / 3
+    chatty = sum(rejected.startswith(PREAMBLES) for _, rejected in pairs) / len(pairs)
+    assert 0.1 < chatty < 1 / 3
 
 
 def test_some_rejected_answers_keep_the_form_and_are_wrong(demo: PreferenceData):
@@ -197,19 +196,6 @@ FORMS = [
     (partial(gold.closing_form, phrase="Take care!"), "Bees make honey. take care.", 0.5),
     (partial(gold.closing_form, phrase="Take care!"), "Take care! Bees make honey.", 0.25),
     (partial(gold.closing_form, phrase="Take care!"), "Bees make honey.", 0.0),
-    (partial(gold.opening_form, phrase="Sure!"), "Sure! Bees make honey.", 1.0),
-    (partial(gold.opening_form, phrase="Sure!"), "Sure, bees make honey.", 0.5),
-    (partial(gold.opening_form, phrase="Sure!"), "Bees make honey. Sure!", 0.25),
-    (partial(gold.brief_form, n=4), "Bees make sweet honey.", 1.0),
-    (partial(gold.brief_form, n=4), "Bees make very sweet honey.", 0.375),  # one over four
-    (partial(gold.brief_form, n=2), "Bees make very sweet honey.", 0.0),
-    (partial(gold.sentences_form, n=2), "Bees fly. They make honey!", 1.0),
-    (partial(gold.sentences_form, n=2), "1. Bees fly.\n2. They make honey.", 1.0),
-    (partial(gold.sentences_form, n=2), "Bees fly. They make honey. And then", 0.25),
-    (gold.full_form, "The answer is 12.", 1.0),
-    (gold.full_form, "the answer is 12", 0.5),
-    (gold.full_form, "The answer is 12. It is a number.", 0.5),
-    (gold.full_form, "12", 0.0),
     (gold.bare_form, "12", 1.0),
     (gold.bare_form, " Paris.\n", 1.0),
     (gold.bare_form, "**12**", 0.5),
