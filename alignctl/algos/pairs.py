@@ -44,9 +44,12 @@ def _floats(values: Tensor) -> list[float]:
 
 
 def mean(values: Tensor | Sequence[float]) -> float:
-    """Exactly rounded mean of a vector."""
+    """Exactly rounded mean of a vector; NaN where it has none, as for infinities of both signs."""
     numbers = _floats(values) if isinstance(values, Tensor) else values
-    return math.fsum(numbers) / len(numbers)
+    try:
+        return math.fsum(numbers) / len(numbers)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def pair_metrics(pairs: PairLogps, out: LossOut, weights: Tensor) -> dict[str, float]:

@@ -32,13 +32,14 @@ def evaluate_pairs(
     """
     pairs = pair_view(examples, policy.sums, reference.sums)
     out = loss(pairs)
-    metrics = pair_metrics(pairs, out, row_weights(examples, out.losses))
+    weights = row_weights(examples, out.losses)
+    metrics = pair_metrics(pairs, out, weights)
     if policy.top_entropy is not None and policy.top_mass is not None:
         tokens = policy.counts[:, 0].sum().item()
         metrics["entropy/top10"] = policy.top_entropy[:, 0].double().sum().item() / tokens
         metrics["mass/top10"] = policy.top_mass[:, 0].double().sum().item() / tokens
     estimates = {
-        "loss": mean_interval(out.losses.tolist()),
+        "loss": mean_interval((out.losses * weights).tolist()),
         "rewards/accuracies": share(outcomes(out.reward_chosen - out.reward_rejected)),
         "accuracy_logp": share(outcomes(pairs.chosen - pairs.rejected)),
         "rewards/margins": mean_interval((out.reward_chosen - out.reward_rejected).tolist()),

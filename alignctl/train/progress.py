@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -31,7 +32,9 @@ class Progress:
     def evaluated(self, figures: Figures, loss: float | None) -> Progress:
         """After an evaluation at the present step; the start's own is never the best."""
         now = replace(self, last=figures, start=self.start if self.step else figures)
-        if self.step == 0 or loss is None or (self.best_loss is not None and loss >= self.best_loss):
+        if self.step == 0 or loss is None or not math.isfinite(loss):
+            return now
+        if self.best_loss is not None and loss >= self.best_loss:
             return now
         return replace(now, best=figures, best_step=self.step, best_loss=loss)
 

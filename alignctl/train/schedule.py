@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from alignctl.config import TrainSettings
 
 def total_steps(settings: TrainSettings, rows: int) -> int:
     """`train.steps`, else as many as `train.epochs` take."""
-    return settings.steps or math.ceil(settings.epochs * rows / settings.batch_size)
+    # Fraction of the decimal as typed: 1.1 epochs of 100 rows are 110 rows, not one more by rounding.
+    return settings.steps or math.ceil(Fraction(str(settings.epochs)) * rows / settings.batch_size)
 
 
 def batch_indices(step: int, *, rows: int, batch_size: int, seed: int) -> list[int]:

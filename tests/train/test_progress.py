@@ -46,7 +46,6 @@ def test_an_evaluation_without_a_loss_cannot_be_the_best() -> None:
     assert progress.last == figures(-1.0)
 
 
-@pytest.mark.xfail(strict=True, reason="Progress.evaluated takes a NaN loss for the best")
 def test_a_loss_that_is_no_number_does_not_displace_the_best() -> None:
     progress = after(0.69, 0.5, float("nan"))
     assert (progress.best_step, progress.best_loss) == (10, 0.5)
