@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
 from alignctl.algos import PairLoss, pair_loss
 from alignctl.config import TrainConfig, learning_rate, model_name, request_hash
-from alignctl.errors import AlignctlError, Interrupted
+from alignctl.errors import AlignctlError, Interrupted, RunDirectoryError
 from alignctl.models.memory import MemoryPlan, plan_memory
 from alignctl.models.packing import pack, positions
 from alignctl.models.policy import Policy, branch_logps
@@ -37,6 +39,8 @@ from alignctl.train.signals import StopFlag
 
 T = TypeVar("T")
 
+REFERENCE = "reference.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Nats per token by which policy and reference may differ before the first step, where they are one model."""
 
@@ -75,7 +79,8 @@ def prepare_job(
 ) -> tuple[Job, Loaded | None]:
     """The job, and the newest good checkpoint of the same request where there is one to go on from."""
     device = resolve_device(config)
-    dtype = resolve_dtype(config, device)
+    decided = directory.record.get("decided", {})
+    dtype = DTYPES[decided["dtype"]] if decided else resolve_dtype(config, device)
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
     start = prepare_policy(
@@ -89,7 +94,11 @@ def prepare_job(
     plan = _memory_plan(config, data, start.policy, directory)
     panel.plan(_plan_lines(config, data, start, plan, steps))
     loaded = load_newest(directory.checkpoints, request=request_hash(config))
-    fingerprints = {**data.fingerprints, "model": start.fingerprint}
+    if loaded:
+        references, digest = _kept_references(directory, data)
+    else:
+        references, digest = _new_references(config, start, data, directory, panel, stop)
+    fingerprints = {**data.fingerprints, "model": start.fingerprint, "reference": digest}
     if loaded:
         refuse_changes(loaded.state["fingerprints"], fingerprints)
     job = Job(
@@ -97,7 +106,7 @@ def prepare_job(
         data=data,
         policy=start.policy,
         optimiser=build_optimiser(start.policy.model, weight_decay=config.train.weight_decay),
-        references=_references(config, start, data, directory, loaded, panel, stop),
+        references=references,
         fingerprints=fingerprints,
         loss=pair_loss(config.algo),
         plan=plan,
@@ -169,34 +178,44 @@ def _plan_lines(
     ]
 
 
-def _references(
+def _kept_references(directory: RunDirectory, data: TrainingData) -> tuple[References, str]:
+    """The run's own copy and its hash: a resume reads what the run began with, cache or no cache."""
+    path = directory.path / REFERENCE
+    try:
+        content = path.read_bytes()
+        tensors = deserialise(content)
+    except (OSError, SafetensorError) as error:
+        raise RunDirectoryError(
+            f"{path} cannot be read: {error}", "start over with overwrite=true or another out=DIR"
+        ) from error
+    held_out = from_tensors(tensors, "held_out.") if data.held_out else None
+    references = References(from_tensors(tensors, "train."), held_out, is_start=False, cached=True)
+    return references, hashlib.sha256(content).hexdigest()
+
+
+def _new_references(
     config: TrainConfig,
     start: StartingPolicy,
     data: TrainingData,
     directory: RunDirectory,
-    loaded: Loaded | None,
     panel: Panel,
     stop: StopFlag,
-) -> References:
-    """The run's own copy after a checkpoint, else the cache or a pass over all rows."""
-    path = directory.path / "reference.safetensors"
-    if loaded:
-        tensors = load_file(path)
-        held_out = from_tensors(tensors, "held_out.") if data.held_out else None
-        return References(from_tensors(tensors, "train."), held_out, is_start=False, cached=True)
+) -> tuple[References, str]:
+    """From the cache or a pass over all rows; a copy goes into the run directory."""
 
     def report(done: int, total: int) -> None:
         panel.working("reference log-probabilities", done, total)
         leave_if_stopped(stop, 0)
 
     references = prepare_references(config, start, data, report)
+    if references.cached:
+        panel.note("reference log-probabilities found in the cache")
     tensors = as_tensors(references.train, "train.")
     if references.held_out:
         tensors |= as_tensors(references.held_out, "held_out.")
-    write_bytes(path, serialise(tensors))
-    if references.cached:
-        panel.note("reference log-probabilities found in the cache")
-    return references
+    content = serialise(tensors)
+    write_bytes(directory.path / REFERENCE, content)
+    return references, hashlib.sha256(content).hexdigest()
 
 
 @torch.no_grad()

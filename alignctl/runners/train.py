@@ -87,6 +87,8 @@ def _list_bad_rows(directory: RunDirectory, rows: Sequence[BadRow]) -> None:
 
 def _begin(job: Job) -> Progress:
     """Step 0: empty books, a proof that the reference is what it should be, the first evaluation."""
+    if job.directory.metrics.path.exists():
+        job.directory.note_resume(0)
     job.directory.rewind({})
     references = job.references
     if references.is_start:

@@ -114,6 +114,32 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(
 
 
 @pytest.mark.slow
+def test_references_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    interrupt(start(tmp_path, "run"), run, 12, signal.SIGKILL)
+    kept = run / "reference.safetensors"
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    assert start(tmp_path, "run").wait() == 7
+    kept.unlink()
+    assert start(tmp_path, "run").wait() == 7
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    run = tmp_path / "run"
+    interrupt(start(tmp_path, "run"), run, 2, signal.SIGKILL)
+    if list((run / "checkpoints").glob("step-*")):
+        pytest.skip("the run was faster than the signal")
+    assert start(tmp_path, "run").wait() == 0
+    assert resumes(run) == [0]
+    assert_same(undisturbed, run)
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_refused_and_a_changed_request_too(tmp_path: Path, undisturbed: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     assert start(tmp_path, "run").wait() == 7
