@@ -101,6 +101,7 @@ def prepare_job(
     fingerprints = {**data.fingerprints, "model": start.fingerprint, "reference": digest}
     if loaded:
         refuse_changes(loaded.state["fingerprints"], fingerprints)
+    directory.update(fingerprints=fingerprints)
     job = Job(
         config=config,
         data=data,

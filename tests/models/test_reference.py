@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
+from alignctl.config import TrainConfig
 from alignctl.models.policy import Policy, set_attention
 from alignctl.models.reference import (
     as_tensors,
@@ -199,10 +200,21 @@ REQUEST = (
 )
 
 
+def config_of(*changes: str) -> TrainConfig:
+    keys = {change.split("=")[0] for change in changes}
+    return load(open_conf(None), [*(word for word in REQUEST if word.split("=")[0] not in keys), *changes])
+
+
+def truncating() -> tuple[str, str]:
+    """Settings under which the longest answer loses its last token, and nothing else changes."""
+    rows = prepare_data(config_of(), print).train
+    longest = max(len(row.prompt) + max(map(len, row.branches)) for row in rows)
+    return f"train.max_length={longest - 1}", f"train.max_prompt={max(len(row.prompt) for row in rows)}"
+
+
 def references(*changes: str) -> References:
     """The reference scores that a run with these settings would use."""
-    keys = {change.split("=")[0] for change in changes}
-    config = load(open_conf(None), [*(word for word in REQUEST if word.split("=")[0] not in keys), *changes])
+    config = config_of(*changes)
     data = prepare_data(config, print)
     start = prepare_policy(
         data.source,
@@ -232,8 +244,6 @@ SAME: Sequence[tuple[str, ...]] = (
     ("eval.every=1", "checkpoint.every=1"),
 )
 OTHER: Sequence[tuple[str, ...]] = (
-    ("train.max_length=200", "train.max_prompt=120"),
-    ("train.max_prompt=60",),
     ("train.dtype=bfloat16",),
     ("model.seed=1",),
     ("model.layers=2",),
@@ -252,7 +262,7 @@ def test_neither_stale_nor_missed(cache):
         assert again.cached, changes
         assert torch.equal(again.train.sums, first.train.sums), changes
     assert digest(cache) == kept
-    for changes in OTHER:
+    for changes in (truncating(), *OTHER):
         assert not references(*changes).cached, changes
     assert references().cached
 

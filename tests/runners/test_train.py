@@ -65,6 +65,7 @@ def test_a_run_leaves_everything_the_interface_promises(capsys: pytest.CaptureFi
     assert record["status"] == "done"
     assert record["resumes"] == []
     assert record["decided"]["layout"] == "shared"
+    assert set(record["fingerprints"]) == {"data", "template", "model", "reference"}
     assert set(record["headline"]["accuracy_logp"]) == {"start", "best", "last"}
     assert record["headline"]["accuracy_logp"]["start"]["n"] == 12
     assert [line["step"] for line in lines(run / "metrics.jsonl", "train")] == [1, 2, 3, 4, 5, 6]
