@@ -77,6 +77,10 @@ SIZES = {
 }
 MAMBA = {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_n_groups": 1}
 OTHERS = {
+    "learned absolute positions": (
+        hf.GPT2LMHeadModel,
+        lambda: hf.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2),
+    ),
     "window shorter than the prompts": (
         hf.MistralForCausalLM,
         lambda: hf.MistralConfig(**SIZES, sliding_window=6),
@@ -97,8 +101,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_greedy_equals_transformers_on_padded_architectures(make_rows, name):
-    """Their caches hold more than keys and values; all of it has to follow when rows leave the batch."""
+def test_greedy_equals_transformers_on_other_architectures(make_rows, name):
+    """Left padding must not move positions, and whatever a cache holds follows when rows leave the batch."""
     kind, config = OTHERS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
