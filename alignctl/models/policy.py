@@ -62,7 +62,7 @@ def branch_scores(policy: Policy, batch: PackedBatch) -> tuple[Tensor, Tensor, T
 
 
 def _sum_by_branch(values: Tensor, batch: PackedBatch) -> Tensor:
-    """Added up in float64 and rounded once: over 300 tokens a float32 running sum loses 3e-4 nats."""
+    """Added up in float64 and rounded once: a float32 running sum over 300 tokens loses 2e-4 nats."""
     sums = torch.zeros(len(batch.counts), dtype=torch.float64, device=values.device)
     return sums.index_add(0, batch.branch, values.double()).to(values.dtype)
 
