@@ -18,7 +18,7 @@ from alignctl.config import TrainConfig, learning_rate, model_name, request_hash
 from alignctl.errors import AlignctlError, Interrupted, RunDirectoryError
 from alignctl.models.memory import MemoryPlan, plan_memory
 from alignctl.models.packing import pack, positions
-from alignctl.models.policy import Policy, branch_logps
+from alignctl.models.policy import Policy, branch_logps, evaluating
 from alignctl.models.reference import as_tensors, cache_root, from_tensors
 from alignctl.report.terminal import Panel
 from alignctl.runners.preparation import (
@@ -223,7 +223,10 @@ def _new_references(
 def prove_start(job: Job) -> None:
     """Policy and reference are one model before the first step: their log-probabilities must agree."""
     rows = job.data.train[:2]
-    found = branch_logps(job.policy, pack(rows, job.policy.layout).to(job.policy.device)).cpu().view(-1, 2)
+    batch = pack(rows, job.policy.layout).to(job.policy.device)
+    # As the reference was scored: a trained adapter's dropout would set the two apart.
+    with evaluating(job.policy.model):
+        found = branch_logps(job.policy, batch).cpu().view(-1, 2)
     counts = job.references.train.counts[: len(rows)]
     difference = float(((found - job.references.train.sums[: len(rows)]).abs() / counts).max())
     if not difference <= START_TOLERANCE[job.policy.compute_dtype]:

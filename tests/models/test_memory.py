@@ -66,6 +66,7 @@ def test_a_large_step_is_cut_at_the_devices_measure():
 def test_given_values_are_kept():
     assert planned(micro=77).micro_tokens == 77
     assert planned(micro=77, longest=200).micro_tokens == 77  # rows longer than it run alone
+    assert planned(micro=10**12).micro_tokens == 10**12  # beyond the estimate: out of memory would halve it
     assert planned(checkpointing=True).activation_checkpointing
     assert not planned(checkpointing=False).activation_checkpointing
 

@@ -121,6 +121,13 @@ def test_an_adapter_run_exports_an_adapter_that_opens_with_peft_and_can_be_train
     assert not (merged / "model" / "adapter_config.json").exists()
 
 
+def test_a_trained_adapter_with_dropout_can_be_trained_on() -> None:
+    dropout = {"adapter": "lora", "adapter__dropout": "0.3"}
+    run = train("first", **dropout, train__lr="1e-2")
+    again = train("second", **dropout, model=str(run), train__lr="1e-3")
+    assert lines(again / "metrics.jsonl", "eval")[0]["rewards/accuracies"] == 0.5
+
+
 def test_adapter_off_measures_against_the_base_of_a_trained_adapter() -> None:
     run = train("first", adapter="lora", train__lr="1e-2", train__steps="10")
     settings = {"model": str(run), "adapter": "lora", "algo__reference__kind": "adapter_off"}
