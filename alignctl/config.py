@@ -25,7 +25,6 @@ class Settings(BaseModel):
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 WarmUp = Annotated[float, Field(ge=0, lt=1)] | Count
 """A fraction of the steps when below 1, a number of steps otherwise."""
 
