@@ -27,7 +27,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt and its answers as text; a pair is (chosen, rejected)."""
+    """A prompt and its answers as text: a pair is (chosen, rejected), a bare prompt has none."""
 
     id: str
     """FILE:LINE of the source, or the demo task's id."""
@@ -35,6 +35,8 @@ class Row:
     branches: tuple[str, ...]
     p_chosen: float = 1.0
     """Probability that the first branch is really the better one."""
+    margin: float = 0.0
+    """By how much a reward should tell the two apart."""
     weight: float = 1.0
     chat: bool = True
     """False when the source gave a bare prompt string: without a template it may be rendered plainly."""
@@ -88,6 +90,7 @@ class Example:
     branches: tuple[np.ndarray, ...]
     """int32 [C_k] each, C_k >= 1."""
     p_chosen: float = 1.0
+    margin: float = 0.0
     weight: float = 1.0
     truncated: bool = False
 
@@ -158,6 +161,53 @@ class PairLogps:
     rejected_tokens: Tensor
     p_chosen: Tensor
     """float [B]: probability that chosen is really better."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """What a policy answered to B prompts, k times each, at temperature 1: K = B k answers."""
+
+    examples: tuple[Example, ...]
+    """B rows: the prompt with its k answers as branches, stop tokens included."""
+    rows: tuple[Row, ...]
+    """B rows: the prompts as text."""
+    texts: tuple[str, ...]
+    """K answers as text, without special tokens."""
+    ended: tuple[bool, ...]
+    """K: whether the answer came to its stop token."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnlineTokens:
+    """Tokens of K sampled answers under policy and reference; answers of one prompt stand together."""
+
+    logps: Tensor
+    """float [N], differentiable: log pi of the sampled token."""
+    ref_logps: Tensor
+    """float [N]."""
+    kl: Tensor | None
+    """float [N], differentiable: KL(pi || ref) over the whole vocabulary at that position; None where an
+    estimator does without."""
+    branch: Tensor
+    """int64 [N]: which answer a token belongs to, in rising order."""
+    counts: Tensor
+    """int64 [K]: tokens per answer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experience:
+    """K sampled answers, padded on the right to L tokens, as a policy-gradient update looks at them."""
+
+    mask: Tensor
+    """bool [K, L]: True on the answer's tokens, its stop token included."""
+    logps: Tensor
+    """float [K, L]: log pi of each token before the update, from the training forward pass."""
+    values: Tensor
+    """float [K, L]: the critic's value before each token; zeros without a critic."""
+    advantages: Tensor
+    """float [K, L]."""
+    returns: Tensor
+    """float [K, L]: what the critic is regressed on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,6 +5,22 @@ ranges. Hydra composes the YAML, `parse` turns it into these objects once, and n
 afterwards. Values that follow from others are functions (`learning_rate`), never written back.
 """
 
+from alignctl.config.algos import (
+    AlgoConfig,
+    DpoConfig,
+    HingeConfig,
+    HypoConfig,
+    IpoConfig,
+    PairwiseConfig,
+    PpoConfig,
+    Reference,
+    RewardModelConfig,
+    SalsaPpoConfig,
+    SftConfig,
+    SlicConfig,
+    reference_of,
+    soup_weights,
+)
 from alignctl.config.evaluation import (
     EndpointJudge,
     EvalConfig,
@@ -41,6 +57,13 @@ from alignctl.config.request import (
     request_hash,
     run_directory,
 )
+from alignctl.config.rewards import (
+    EndpointReward,
+    GoldReward,
+    ModelReward,
+    PatternReward,
+    RewardConfig,
+)
 from alignctl.config.settings import Settings
 from alignctl.config.soup import (
     DareSoup,
@@ -57,18 +80,11 @@ from alignctl.config.soup import (
     given_weights,
 )
 from alignctl.config.train import (
-    AlgoConfig,
     CheckpointSettings,
-    DpoConfig,
     EvalSettings,
-    HingeConfig,
-    IpoConfig,
-    Reference,
-    SlicConfig,
     TrainConfig,
     TrainSettings,
     learning_rate,
-    soup_weights,
 )
 
 __all__ = [
@@ -82,27 +98,38 @@ __all__ = [
     "DemoDataset",
     "DpoConfig",
     "EndpointJudge",
+    "EndpointReward",
     "EvalConfig",
     "EvalSettings",
     "FileDataset",
     "GateSettings",
     "GoldJudge",
+    "GoldReward",
     "GreedySoup",
     "HardwareConfig",
     "HingeConfig",
+    "HypoConfig",
     "IpoConfig",
     "JudgeConfig",
     "LocalJudge",
     "LoraAdapter",
     "ModelConfig",
+    "ModelReward",
     "NoAdapter",
     "NoJudge",
+    "PairwiseConfig",
+    "PatternReward",
     "PinnedModel",
+    "PpoConfig",
     "PretrainedModel",
     "Reference",
+    "RewardConfig",
     "RewardJudge",
+    "RewardModelConfig",
+    "SalsaPpoConfig",
     "ScoringSettings",
     "Settings",
+    "SftConfig",
     "SlerpSoup",
     "SlicConfig",
     "SoupConfig",
@@ -124,6 +151,7 @@ __all__ = [
     "learning_rate",
     "model_name",
     "parse",
+    "reference_of",
     "request_hash",
     "run_directory",
     "soup_weights",

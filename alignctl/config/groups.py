@@ -71,7 +71,10 @@ class Columns(Settings):
     prompt: str | None
     chosen: str | None
     rejected: str | None
+    completion: str | None
+    messages: str | None
     p_chosen: str | None
+    margin: str | None
     weight: str | None
     subset: str | None
 
@@ -84,6 +87,7 @@ class DemoDataset(Settings):
     pairs: Count
     eval_pairs: Annotated[int, Field(ge=0)]
     gold_samples: Annotated[int, Field(ge=0)]
+    prompts: Count | None
     limit: Count | None
     min_response_tokens: Count
 
@@ -96,6 +100,7 @@ class FileDataset(Settings):
     split: str
     eval_path: str | None
     eval_size: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)]
+    prompts: Annotated[str, Field(min_length=1)] | None
     limit: Count | None
     on_bad: Literal["error", "drop"]
     min_response_tokens: Count

@@ -6,79 +6,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from alignctl.config.algos import (
+    AlgoConfig,
+    HypoConfig,
+    PpoConfig,
+    RewardModelConfig,
+    SftConfig,
+    reference_of,
+    soup_weights,
+)
 from alignctl.config.groups import (
     AdapterConfig,
     DatasetConfig,
+    DemoDataset,
     HardwareConfig,
     LoraAdapter,
     ModelConfig,
     NoAdapter,
 )
+from alignctl.config.rewards import GoldReward, RewardConfig
 from alignctl.config.settings import (
     Count,
     NonNegative,
     Positive,
     Seed,
     Settings,
-    Share,
-    Text,
     WarmUp,
-    Weights,
-    check_weights,
 )
-
-# --- algo ----------------------------------------------------------------------------------------------
-
-
-class Reference(Settings):
-    """Which model the policy is measured against."""
-
-    kind: Literal["frozen", "adapter_off", "soup"]
-    path: str | None
-    members: Annotated[tuple[Text, ...], Field(strict=False)]
-    weights: Weights | None
-    alpha: Share | None
-
-
-class DpoConfig(Settings):
-    """Direct preference optimisation, arXiv 2305.18290."""
-
-    name: Literal["dpo"]
-    beta: Positive
-    label_noise: Annotated[float, Field(ge=0, lt=0.5)]
-    reduction: Literal["sum", "mean"]
-    reference: Reference
-
-
-class IpoConfig(Settings):
-    """Identity preference optimisation, arXiv 2310.12036."""
-
-    name: Literal["ipo"]
-    tau: Positive
-    reduction: Literal["sum", "mean"]
-    reference: Reference
-
-
-class HingeConfig(Settings):
-    """Hinge loss on the reward margin (RSO, arXiv 2309.06657)."""
-
-    name: Literal["hinge"]
-    beta: Positive
-    reduction: Literal["sum", "mean"]
-    reference: Reference
-
-
-class SlicConfig(Settings):
-    """SLiC: hinge on the policy's own log-likelihoods plus a regulariser, in the form of arXiv 2410.11677."""
-
-    name: Literal["slic"]
-    gamma: Positive
-    alpha: NonNegative
-    reference: Reference
-
-
-AlgoConfig = Annotated[DpoConfig | IpoConfig | HingeConfig | SlicConfig, Field(discriminator="name")]
-
 
 # --- loop ------------------------------------------------------------------------------------------
 
@@ -140,6 +94,7 @@ class TrainConfig(Settings):
     dataset: DatasetConfig
     hardware: HardwareConfig
     adapter: AdapterConfig
+    reward: RewardConfig
     train: TrainSettings
     eval: EvalSettings
     checkpoint: CheckpointSettings
@@ -149,7 +104,9 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _reference_can_be_had(self) -> TrainConfig:
-        reference = self.algo.reference
+        reference = reference_of(self.algo)
+        if reference is None:
+            return self
         if reference.kind == "adapter_off" and isinstance(self.adapter, NoAdapter):
             raise ValueError("algo.reference.kind=adapter_off needs a fresh adapter: adapter=lora")
         read = {"frozen": ("path",), "adapter_off": (), "soup": ("members", "weights", "alpha")}
@@ -163,26 +120,43 @@ class TrainConfig(Settings):
             soup_weights(reference)
         return self
 
+    @model_validator(mode="after")
+    def _reward_is_read(self) -> TrainConfig:
+        if isinstance(self.algo, PpoConfig):
+            if isinstance(self.reward, GoldReward) and not isinstance(self.dataset, DemoDataset):
+                raise ValueError(
+                    "reward=gold needs a data set with a gold score (dataset=demo); "
+                    "name another reward: reward=model reward.path=RUN"
+                )
+        elif not isinstance(self.reward, GoldReward):
+            raise ValueError(f"reward={self.reward.kind} is not read by algo={self.algo.name}")
+        return self
 
-def soup_weights(reference: Reference) -> tuple[float, ...]:
-    """The members' weights of a souped reference; ValueError when they do not fit the members."""
-    n = len(reference.members)
-    if n < 2:
-        raise ValueError(
-            f"algo.reference.kind=soup needs two members or more, got {n}: algo.reference.members=[A,B]"
-        )
-    if reference.alpha is not None and (n != 2 or reference.weights is not None):
-        raise ValueError("algo.reference.alpha mixes two members, and goes without algo.reference.weights")
-    if reference.alpha is not None:
-        return 1 - reference.alpha, reference.alpha
-    weights = reference.weights or (1.0,) * n
-    check_weights("algo.reference.weights", weights, n)
-    return weights
+    @model_validator(mode="after")
+    def _prompts_are_read(self) -> TrainConfig:
+        online = isinstance(self.algo, PpoConfig | HypoConfig)
+        if self.dataset.prompts is not None and not online:
+            raise ValueError(f"dataset.prompts is not read by algo={self.algo.name}")
+        asks_pairs = isinstance(self.algo, HypoConfig) and self.dataset.prompts is None
+        if asks_pairs and self.algo.prompts_per_step > self.train.batch_size:
+            raise ValueError(
+                f"algo.prompts_per_step={self.algo.prompts_per_step} is more than the "
+                f"train.batch_size={self.train.batch_size} pairs whose prompts are asked; "
+                "name others: dataset.prompts=FILE"
+            )
+        if online and self.algo.max_new_tokens >= self.train.max_length:
+            raise ValueError(
+                f"algo.max_new_tokens={self.algo.max_new_tokens} leaves no room for a prompt in "
+                f"train.max_length={self.train.max_length}"
+            )
+        return self
 
 
 def learning_rate(config: TrainConfig) -> float:
-    """The peak learning rate: `train.lr`, else the model option's, times the adapter's factor."""
+    """The peak learning rate: `train.lr`, else the model option's, times the factors of adapter and algo."""
     if config.train.lr is not None:
         return config.train.lr
     scale = config.adapter.lr_scale if isinstance(config.adapter, LoraAdapter) else 1.0
+    if isinstance(config.algo, SftConfig | RewardModelConfig | PpoConfig):
+        scale *= config.algo.lr_scale
     return config.model.lr * scale

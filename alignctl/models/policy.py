@@ -46,28 +46,35 @@ def head_parameters(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
 
 def branch_logps(policy: Policy, batch: PackedBatch) -> Tensor:
     """Differentiable log-probability of each branch, summed over its tokens: float [K]."""
-    logps = token_logps(_completion_hidden(policy, batch), *head_parameters(policy.causal_lm), batch.targets)
-    return _sum_by_branch(logps, batch)
+    return sum_by_branch(completion_logps(policy, batch), batch)
+
+
+def completion_logps(policy: Policy, batch: PackedBatch) -> Tensor:
+    """Differentiable log-probability of each completion token: float [N]."""
+    return token_logps(completion_hidden(policy, batch), *head_parameters(policy.causal_lm), batch.targets)
 
 
 @torch.no_grad()
 def branch_scores(policy: Policy, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Per branch, summed over its tokens: log-probability, top-10 entropy (bits), top-10 mass; float [K]."""
-    hidden = _completion_hidden(policy, batch)
+    hidden = completion_hidden(policy, batch)
     scores: TokenScores = token_scores(hidden, *head_parameters(policy.causal_lm), batch.targets)
     logps, entropy, mass = (
-        _sum_by_branch(part, batch) for part in (scores.logps, scores.top_entropy, scores.top_mass)
+        sum_by_branch(part, batch) for part in (scores.logps, scores.top_entropy, scores.top_mass)
     )
     return logps, entropy, mass
 
 
-def _sum_by_branch(values: Tensor, batch: PackedBatch) -> Tensor:
-    """Added up in float64 and rounded once: a float32 running sum over 300 tokens loses 2e-4 nats."""
+def sum_by_branch(values: Tensor, batch: PackedBatch) -> Tensor:
+    """Values [N] of completion tokens as sums [K] over branches, differentiable.
+
+    Added up in float64 and rounded once: a float32 running sum over 300 tokens loses 2e-4 nats.
+    """
     sums = torch.zeros(len(batch.counts), dtype=torch.float64, device=values.device)
     return sums.index_add(0, batch.branch, values.double()).to(values.dtype)
 
 
-def _completion_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
+def completion_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
     """Hidden states [N, H] that predict the completion tokens, in the compute dtype."""
     decoder = policy.causal_lm.get_decoder()
     if batch.layout == "padded":

@@ -7,8 +7,8 @@ sum of its per-pair losses over the number of pairs in the whole step.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,41 +24,52 @@ from alignctl.records import Example
 class StepOut:
     """What a step did; metrics are its own values before the update."""
 
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
     applied: bool
     """False when loss or gradient was not finite: the weights were left as they are."""
+    tokens: int
+    """Tokens of rows and answers that were trained on, each once."""
+    carried: Mapping[str, float] = field(default_factory=dict)
+    """What the next step has to know of this one, a few finite numbers; part of the checkpoint."""
+    alarms: tuple[str, ...] = ()
+    """What the user should see, each told once in a run."""
+    stop: str | None = None
+    """Why the run should end after this step; None to go on."""
 
 
 def optimiser_step(
-    policy: Policy,
     optimiser: torch.optim.Optimizer,
-    loss: PairLoss,
-    examples: Sequence[Example],
-    reference: Tensor,
+    backward: Callable[[], Mapping[str, float]],
     *,
     lr: float,
-    micro_tokens: int,
     max_grad_norm: float,
-) -> StepOut:
-    """Update the policy on B pairs; `reference` is float [B, 2], chosen and rejected."""
+) -> tuple[dict[str, float], bool]:
+    """One update: `backward` adds the gradients and returns metrics, with `loss` among them.
+
+    Returns the metrics with grad_norm (before clipping) and lr, and whether the update was made; a loss or
+    gradient that is not finite moves nothing. A parameter group may have `lr_scale`, a factor on the rate.
+    """
     optimiser.zero_grad(set_to_none=True)
-    metrics = backward(policy, loss, examples, reference, micro_tokens=micro_tokens)
-    trained = [p for p in policy.model.parameters() if p.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    metrics = backward()
+    trained = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
     applied = math.isfinite(metrics["loss"]) and bool(torch.isfinite(grad_norm))
     if applied:
         torch.nn.utils.clip_grads_with_norm_(trained, max_grad_norm, grad_norm)
         for group in optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return StepOut({**metrics, "grad_norm": float(grad_norm), "lr": lr}, applied)
+    return {**metrics, "grad_norm": float(grad_norm), "lr": lr}, applied
 
 
-def backward(
+def pair_backward(
     policy: Policy, loss: PairLoss, examples: Sequence[Example], reference: Tensor, *, micro_tokens: int
 ) -> dict[str, float]:
-    """Add the gradient of the mean loss over B pairs to the policy's; returns the pairs' metrics."""
+    """Add the gradient of the mean loss over B pairs to the policy's; returns the pairs' metrics.
+
+    `reference` is float [B, 2], chosen and rejected.
+    """
     sums = []
     for group in micro_batches(examples, token_budget=micro_tokens, layout=policy.layout):
         rows = [examples[index] for index in group]

@@ -1,0 +1,49 @@
+"""What an answer is worth, for the algorithms that sample their own: the settings of the group `reward`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from alignctl.config.settings import Count, Positive, Settings, Text
+
+
+class GoldReward(Settings):
+    """The data set's own verifiable score (the demo has one)."""
+
+    kind: Literal["gold"]
+    normalise: bool
+
+
+class ModelReward(Settings):
+    """A reward model, or the implicit reward of a run of dpo, ipo, hinge or hypo (arXiv 2305.18290)."""
+
+    kind: Literal["model"]
+    path: Text
+    normalise: bool
+
+
+class PatternReward(Settings):
+    """1 for an answer in which a regular expression is found, else 0."""
+
+    kind: Literal["pattern"]
+    pattern: Text
+    normalise: bool
+
+
+class EndpointReward(Settings):
+    """A server that scores conversations."""
+
+    kind: Literal["endpoint"]
+    url: Text
+    key_env: str | None
+    timeout: Positive
+    retries: Annotated[int, Field(ge=0, le=10)]
+    batch: Count
+    normalise: bool
+
+
+RewardConfig = Annotated[
+    GoldReward | ModelReward | PatternReward | EndpointReward, Field(discriminator="kind")
+]
