@@ -183,11 +183,10 @@ class OnlineTokens:
 
     logps: Tensor
     """float [N], differentiable: log pi of the sampled token."""
-    ref_logps: Tensor
-    """float [N]."""
+    ref_logps: Tensor | None
+    """float [N]: log ref of it. An estimator reads either this or `kl`; the other is None."""
     kl: Tensor | None
-    """float [N], differentiable: KL(pi || ref) over the whole vocabulary at that position; None where an
-    estimator does without."""
+    """float [N], differentiable: KL(pi || ref) over the whole vocabulary at that position."""
     branch: Tensor
     """int64 [N]: which answer a token belongs to, in rising order."""
     counts: Tensor

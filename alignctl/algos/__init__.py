@@ -9,16 +9,16 @@ from collections.abc import Callable
 from functools import partial
 
 from alignctl.algos import dpo, hinge, ipo, slic
-from alignctl.config import AlgoConfig, DpoConfig, HingeConfig, IpoConfig, SlicConfig
+from alignctl.config import DpoConfig, HingeConfig, HypoConfig, IpoConfig, PairwiseConfig, SlicConfig
 from alignctl.records import LossOut, PairLogps
 
 PairLoss = Callable[[PairLogps], LossOut]
 
 
-def pair_loss(config: AlgoConfig) -> PairLoss:
-    """The loss on preference pairs that the configured algorithm minimises."""
+def pair_loss(config: PairwiseConfig | HypoConfig) -> PairLoss:
+    """The loss on preference pairs that the configured algorithm minimises; hypo's is DPO's."""
     match config:
-        case DpoConfig():
+        case DpoConfig() | HypoConfig():
             return partial(dpo.pair_loss, config=config)
         case IpoConfig():
             return partial(ipo.pair_loss, config=config)

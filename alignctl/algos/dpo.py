@@ -10,11 +10,11 @@ from __future__ import annotations
 from torch.nn.functional import logsigmoid
 
 from alignctl.algos.log_ratios import expected_over_label, log_ratios
-from alignctl.config import DpoConfig
+from alignctl.config import DpoConfig, HypoConfig
 from alignctl.records import LossOut, PairLogps
 
 
-def pair_loss(pairs: PairLogps, *, config: DpoConfig) -> LossOut:
+def pair_loss(pairs: PairLogps, *, config: DpoConfig | HypoConfig) -> LossOut:
     """One loss per pair; rewards are beta r."""
     chosen, rejected = log_ratios(pairs, config.reduction)
     margin = config.beta * (chosen - rejected)

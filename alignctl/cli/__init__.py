@@ -18,10 +18,9 @@ from functools import partial
 from alignctl import __version__
 from alignctl.cli import texts
 from alignctl.cli.commands import COMMANDS, TRAIN, Command
-from alignctl.cli.extras import need
 from alignctl.cli.flags import Flags, split_flags
 from alignctl.cli.mistakes import alternatives
-from alignctl.cli.options import Conf, open_conf
+from alignctl.cli.options import RECIPE, Conf, open_conf
 from alignctl.errors import AlignctlError, UsageError
 
 
@@ -69,9 +68,11 @@ def dispatch(words: list[str]) -> int:
 
 
 def configured(command: Command, words: list[str]) -> int:
-    """A command with settings: its help, its composed config, a sweep of runs, or one run."""
+    """A command with settings: its help, its composed config, a sweep of runs, a recipe, or one run."""
     flags, overrides = split_flags(words)
     conf = open_conf(flags.config_dir, command.name)
+    if command is TRAIN and any(word.startswith(f"{RECIPE}=") for word in overrides):
+        return _recipe(conf, flags, overrides)
     if flags.help:
         print(texts.command_help(conf, overrides))
         return 0
@@ -84,6 +85,23 @@ def configured(command: Command, words: list[str]) -> int:
     return _once(conf, flags, overrides, argv=["alignctl", command.name, *words])
 
 
+def _recipe(conf: Conf, flags: Flags, words: list[str]) -> int:
+    if flags.help:
+        print(texts.recipe_help(conf, words))
+        return 0
+    if flags.multirun:
+        raise UsageError("a recipe is a chain of commands, and --multirun starts several single runs")
+    from alignctl.cli.recipe_plan import plan, shown
+
+    chain = plan(conf, words)
+    if flags.show_config:
+        print(shown(chain))
+        return 0
+    from alignctl.cli.recipe_run import run_chain
+
+    return run_chain(conf, chain)
+
+
 def _once(conf: Conf, flags: Flags, overrides: list[str], *, argv: list[str]) -> int:
     from alignctl.cli.compose import load
 
@@ -92,7 +110,7 @@ def _once(conf: Conf, flags: Flags, overrides: list[str], *, argv: list[str]) ->
 
         overrides = with_own_data(conf.verb, overrides)
     config = load(conf, overrides)
-    from alignctl.config import EvalConfig, GreedySoup, SoupConfig, SweepSoup, TrainConfig, as_yaml
+    from alignctl.config import EvalConfig, SoupConfig, TrainConfig, as_yaml
 
     if flags.show_config:
         print(as_yaml(config), end="")
@@ -100,6 +118,9 @@ def _once(conf: Conf, flags: Flags, overrides: list[str], *, argv: list[str]) ->
     # Waiting threads sleep instead of spinning: as fast on an idle machine, twice as fast on a busy one
     # (ten seconds against five for the same work beside one other busy process, two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from alignctl.cli.extras import need_for
+
+    need_for(config)
     # The runners import torch, so only now that the config is accepted.
     match config:
         case TrainConfig():
@@ -107,13 +128,10 @@ def _once(conf: Conf, flags: Flags, overrides: list[str], *, argv: list[str]) ->
 
             return train(config, argv=argv, overrides=overrides)
         case SoupConfig():
-            if isinstance(config.soup, GreedySoup | SweepSoup):
-                need("eval", f"soup={config.soup.method}")
             from alignctl.runners.soup import run as soup
 
             return soup(config, argv=argv)
         case EvalConfig():
-            need("eval", "alignctl eval")
             from alignctl.runners.evaluation import run as evaluate
 
             return evaluate(config, argv=argv, overrides=overrides)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from alignctl.config import Config, EvalConfig, GreedySoup, SoupConfig, SweepSoup
 from alignctl.errors import SetupError
 
 EXTRAS = {"eval": ("scipy", "httpx", "pyarrow")}
 
 
-def need(extra: str, command: str) -> None:
-    """Raise SetupError with the command to type when a package of the extra is not installed."""
+def need_for(config: Config) -> None:
+    """Raise SetupError with the command to type when a package that the command needs is not installed."""
+    if isinstance(config, EvalConfig):
+        _need("eval", "alignctl eval")
+    elif isinstance(config, SoupConfig) and isinstance(config.soup, GreedySoup | SweepSoup):
+        _need("eval", f"soup={config.soup.method}")
+
+
+def _need(extra: str, command: str) -> None:
     missing = [package for package in EXTRAS[extra] if find_spec(package) is None]
     if missing:
         raise SetupError(

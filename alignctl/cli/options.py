@@ -26,6 +26,8 @@ PATH_OPTIONS = {
     "dataset": ("file", "dataset=FILE or dataset=OWNER/NAME"),
 }
 VERBS = ("train", "soup", "eval")
+# The group of chains of commands; no config holds it, so it has no option by default.
+RECIPE = "recipe"
 FORBIDDEN_KEYS = ("hydra", "_target_", "()", "searchpath")
 MAX_CHARACTERS, MAX_DEPTH = 64 * 1024, 20
 PLAIN_TAGS = ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")
@@ -85,12 +87,12 @@ def chosen_by_default(conf: Conf) -> dict[str, str]:
 
 
 def all_groups(conf: Conf) -> dict[str, str]:
-    """Group -> default option over all commands, in the order of the commands."""
+    """Group -> default option over all commands, in the order of the commands; recipes come last."""
     found: dict[str, str] = {}
     for verb in VERBS:
         for group, option in chosen_by_default(replace(conf, verb=verb)).items():
             found.setdefault(group, option)
-    return found
+    return found | {RECIPE: ""}
 
 
 def options(conf: Conf, group: str) -> dict[str, Path]:

@@ -7,21 +7,26 @@ The run's own data set, split and seed become settings of the command, as if the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from alignctl.cli.overrides import is_input
-from alignctl.config import FileDataset, as_plain
+from alignctl.config import FileDataset, TrainConfig, as_plain
 from alignctl.errors import UsageError
-from alignctl.runners.lineage import read_config, understand
+from alignctl.runners.lineage import STEP_OF_RUN, read_config, understand
 
 SEARCHES = ("soup=greedy", "soup=sweep")
+NOTHING_PLANNED: Mapping[str, TrainConfig] = MappingProxyType({})
 
 
-def with_own_data(verb: str, words: Sequence[str]) -> list[str]:
+def with_own_data(
+    verb: str, words: Sequence[str], planned: Mapping[str, TrainConfig] = NOTHING_PLANNED
+) -> list[str]:
     """The words with the data of the first run among them; as they are where a data set is named already.
 
-    Raises UsageError when that run held nothing out.
+    `planned` are runs that a recipe will have made by then, by directory. Raises UsageError when the run held
+    nothing out.
     """
     searches = verb == "soup" and any(word in SEARCHES for word in words)
     if not (verb == "eval" or searches):
@@ -29,16 +34,26 @@ def with_own_data(verb: str, words: Sequence[str]) -> list[str]:
     keys = {word.lstrip("+").partition("=")[0] for word in words if not is_input(word)}
     if any(key.split(".")[0] == "dataset" for key in keys):
         return list(words)
-    runs = [named.run for named in map(understand, filter(is_input, words)) if named.run is not None]
-    if not runs:
+    first = next((found for word in words if is_input(word) and (found := _run_of(word, planned))), None)
+    if first is None:
         return list(words)
-    config = read_config(runs[0])
+    run, config = first
     dataset = config.dataset
     if isinstance(dataset, FileDataset) and dataset.eval_path is None and dataset.eval_size == 0:
-        raise UsageError(f"{runs[0]} held nothing out", "name the rows to score   dataset=FILE")
+        raise UsageError(f"{run} held nothing out", "name the rows to score   dataset=FILE")
     own = [f"dataset={dataset.kind}", *_settings("dataset", as_plain(config)["dataset"])]
     own += [f"{verb}.rows=held_out", f"seed={config.seed}"]
     return [*words, *(word for word in own if word.partition("=")[0] not in keys)]
+
+
+def _run_of(word: str, planned: Mapping[str, TrainConfig]) -> tuple[str, TrainConfig] | None:
+    """The run that a word names, and its config; None for any other model."""
+    at_step = STEP_OF_RUN.fullmatch(word)
+    directory = (at_step["run"] if at_step else word).removesuffix("/model")
+    if directory in planned:
+        return directory, planned[directory]
+    run = understand(word).run
+    return None if run is None else (str(run), read_config(run))
 
 
 def _settings(prefix: str, values: dict[str, Any]) -> list[str]:

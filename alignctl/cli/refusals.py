@@ -118,7 +118,7 @@ def _unknown_key(key: str, schema: Schema, choices: dict[str, str], conf: Conf) 
     where = f"{command} {owner} --help" if group in choices else f"{command} --help"
     names = options(conf, group) if group in choices else []
     others = [f"{group}={name}" for name in names if _has(option_settings(conf, group, name), key, schema)]
-    meant = _meant(key, [name for name in schema.fields if not _is_tag(name, schema.tags)], choices)
+    meant = meant(key, [name for name in schema.fields if not _is_tag(name, schema.tags)], choices)
     if others:
         hint = f"it belongs to   {' or '.join(others):<19} (all: {where})"
     elif meant:
@@ -135,7 +135,7 @@ def _has(settings: Collection[str], key: str, schema: Schema) -> bool:
     return key in settings or (inside and any(name.startswith(f"{section}.") for name in settings))
 
 
-def _meant(key: str, names: list[str], choices: dict[str, str]) -> str | None:
+def meant(key: str, names: list[str], choices: dict[str, str]) -> str | None:
     """The key that was probably meant: same last part, else a group, else the nearest key or last part."""
     last = key.rsplit(".", 1)[-1]
     same = [name for name in names if name.rsplit(".", 1)[-1] == last]

@@ -1,8 +1,7 @@
 """`--multirun`: every combination of the given values, each in a fresh child process, one after another.
 
-A child per job, because GPU memory, compiled code and random state of one run must not reach the next. All
-jobs are composed and checked before the first one starts. `sweep.json` in the sweep's directory holds each
-job's overrides, directory and exit code; the same sweep typed again leaves out the jobs that ended well.
+All jobs are composed and checked before the first one starts. `sweep.json` in the sweep's directory holds
+each job's overrides, directory and exit code; the same sweep typed again leaves out the jobs that ended well.
 """
 
 from __future__ import annotations
@@ -11,9 +10,6 @@ import fnmatch
 import hashlib
 import itertools
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +17,13 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Glob
 
+from alignctl.cli.children import STOPPED, child_command, only_writer, run_child
 from alignctl.cli.compose import load
 from alignctl.cli.options import Conf, options
 from alignctl.cli.overrides import parsed, quoted
 from alignctl.config import TrainConfig, request_hash
 from alignctl.errors import RunDirectoryError, UsageError
+from alignctl.train.durable import write_json
 
 MAX_JOBS = 256
 
@@ -110,19 +108,25 @@ def _run_of(conf: Conf, words: Sequence[str]) -> TrainConfig:
 def run_sweep(conf: Conf, words: Sequence[str]) -> int:
     """Run the jobs in order; returns the first exit code that is not 0. A stopped job stops the sweep."""
     sweep = plan(conf, words)
+    with only_writer(sweep.directory) as lock:
+        jobs = _run_jobs(conf, sweep, lock)
+    print(sweep.directory / "sweep.json")
+    return next((job.exit_code for job in jobs if job.exit_code), 0)
+
+
+def _run_jobs(conf: Conf, sweep: Sweep, lock: int) -> list[Job]:
     jobs = resumed(sweep)
-    sweep.directory.mkdir(parents=True, exist_ok=True)
     for n, job in enumerate(jobs):
         if job.exit_code == 0:
             print(f"job {n} of {len(jobs)} is done: {job.out}", file=sys.stderr)
             continue
         print(f"job {n} of {len(jobs)}: {' '.join(job.overrides)} out={job.out}", file=sys.stderr, flush=True)
-        jobs[n] = replace(job, exit_code=run_child(_command(conf, job)))
-        _write(sweep.directory, jobs)
-        if jobs[n].exit_code in (130, 143):
+        command = child_command(conf, "train", [*job.overrides, f"out={quoted(job.out)}"])
+        jobs[n] = replace(job, exit_code=run_child(command, lock=lock))
+        write_json(sweep.directory / "sweep.json", {"schema": 1, "jobs": [asdict(job) for job in jobs]})
+        if jobs[n].exit_code in STOPPED:
             break
-    print(sweep.directory / "sweep.json")
-    return next((job.exit_code for job in jobs if job.exit_code), 0)
+    return jobs
 
 
 def resumed(sweep: Sweep) -> list[Job]:
@@ -143,38 +147,3 @@ def resumed(sweep: Sweep) -> list[Job]:
         for job, old in zip(sweep.jobs, before, strict=True)
     ]
 
-
-def _write(directory: Path, jobs: list[Job]) -> None:
-    temporary = directory / ".tmp-sweep.json"
-    text = json.dumps({"schema": 1, "jobs": [asdict(job) for job in jobs]}, indent=2, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(directory / "sweep.json")
-
-
-def _command(conf: Conf, job: Job) -> list[str]:
-    flags = [] if conf.own is None else ["--config-dir", str(conf.own)]
-    # The working directory is on the child's import path only where it is on ours.
-    isolated = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
-    return [
-        sys.executable,
-        *isolated,
-        "-m",
-        "alignctl.cli",
-        "train",
-        *flags,
-        *job.overrides,
-        f"out={quoted(job.out)}",
-    ]
-
-
-def run_child(command: list[str]) -> int:
-    """Run one job in a session of its own, so that each signal reaches it exactly once: from here."""
-    child = subprocess.Popen(command, start_new_session=True)
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {stop: signal.signal(stop, lambda number, _: child.send_signal(number)) for stop in stops}
-    try:
-        code = child.wait()
-    finally:
-        for stop, handler in before.items():
-            signal.signal(stop, handler)
-    return code if code >= 0 else 128 - code

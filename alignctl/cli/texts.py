@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from alignctl import __version__
-from alignctl.cli.commands import COMMANDS
+from alignctl.cli.commands import COMMANDS, TRAIN
 from alignctl.cli.flags import FLAGS
 from alignctl.cli.mistakes import alternatives
 from alignctl.cli.options import (
     PATH_OPTIONS,
+    RECIPE,
     Conf,
     Setting,
     all_groups,
@@ -56,6 +57,9 @@ def command_help(conf: Conf, words: Sequence[str]) -> str:
         names = "  ".join(f"*{name}" if name == option else name for name in options(conf, group))
         lines.append(f"  {group:<10}{names}")
         lines += [f"  {'':<10}your own: {PATH_OPTIONS[group][1]}"] if group in PATH_OPTIONS else []
+    if command is TRAIN:
+        lines += ["", "recipes, chains of commands: alignctl train recipe=NAME --help"]
+        lines += [f"  {RECIPE:<10}{'  '.join(options(conf, RECIPE))}"]
     for group, option in chosen.items():
         title = f"{group}={option}: {describe(options(conf, group)[option])}"
         lines += ["", *textwrap.wrap(title, WIDTH), *_table(option_settings(conf, group, option).values())]
@@ -94,10 +98,70 @@ def group_listing(conf: Conf, group: str) -> str:
     if group not in groups:
         raise UsageError(f"{group} is not a group of options", *alternatives(group, list(groups)))
     lines = _options(conf, group, groups[group])
+    if group == RECIPE:
+        for name in options(conf, group):
+            lines += ["", f"{group}={name}", *_stages(conf, name)]
+        return "\n".join(lines)
     for name in options(conf, group):
         rows = _table(option_settings(conf, group, name).values())
         lines += ["", f"{group}={name}", *rows] if rows else []
     return "\n".join(lines)
+
+
+def recipe_help(conf: Conf, words: Sequence[str]) -> str:
+    """`alignctl train recipe=NAME --help`: the stages, and how settings reach them."""
+    name = named_recipe(words) or ""
+    start = f"alignctl train recipe={name}"
+    recipe = read_recipe(conf, name)
+    lines = [*textwrap.wrap(f"{start}: {recipe.description}", WIDTH), ""]
+    lines += [f"usage   {start} [out=DIR] [key=value] [STAGE.key=value] [flags]   in any order", ""]
+    lines += ["stages, each in DIR/NUMBER-NAME; {NAME} is the directory of an earlier stage"]
+    lines += [*_stages(conf, name), ""]
+    lines += ["settings, which win over the recipe's own words", *_pairs(RECIPE_SETTINGS), ""]
+    flags = {flag: text for flag, text in FLAGS.items() if flag != "--multirun"} | RECIPE_FLAGS
+    lines += ["flags", *(f"  {flag:<18}{text}" for flag, text in flags.items())]
+    first = recipe.lines[0].name
+    lines += ["", "examples", f"  {start} out=recipes/first dataset=pairs.jsonl"]
+    return "\n".join([*lines, f"  {start} train.batch_size=4 {first}.train.lr=1e-5 --cfg job"])
+
+
+RECIPE_SETTINGS = {
+    "key=value": "goes to every train stage that has the setting (hardware: to every stage); what a stage "
+    "takes from another one, {NAME}, stays",
+    "STAGE.key=value": "goes to that stage alone",
+    "out": "directory of the chain; null = recipes/NAME-HASH, the same for the same stages",
+    "overwrite": "true = delete the stages that are there and start over; else the same command goes on after "
+    "the last finished stage",
+}
+RECIPE_FLAGS = {
+    "--help": "this text (-h)",
+    "--cfg job": "print the stages as they would run, run nothing",
+}
+
+
+def _stages(conf: Conf, name: str) -> list[str]:
+    """The stages of a recipe: number, name, what it is for, its command."""
+    lines: list[str] = []
+    for number, line in enumerate(read_recipe(conf, name).lines, start=1):
+        title = f"  {number} {line.name:<15} "
+        lines += textwrap.wrap(line.comment or " ", WIDTH, initial_indent=title, subsequent_indent=" " * 20)
+        lines += textwrap.wrap(
+            line.shown,
+            WIDTH,
+            initial_indent=" " * 20,
+            subsequent_indent=" " * 24,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    return lines
+
+
+def _pairs(texts: Mapping[str, str]) -> list[str]:
+    """A name and its text a line; long texts go on below."""
+    lines: list[str] = []
+    for name, text in texts.items():
+        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<18}", subsequent_indent=" " * 20)
+    return lines
 
 
 def _options(conf: Conf, group: str, default: str) -> list[str]:

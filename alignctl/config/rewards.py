@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from alignctl.config.settings import Count, Positive, Settings, Text
 
@@ -30,6 +31,15 @@ class PatternReward(Settings):
     kind: Literal["pattern"]
     pattern: Text
     normalise: bool
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
 
 
 class EndpointReward(Settings):

@@ -11,6 +11,7 @@ from alignctl.config.algos import (
     HypoConfig,
     PpoConfig,
     RewardModelConfig,
+    SalsaPpoConfig,
     SftConfig,
     reference_of,
     soup_weights,
@@ -121,6 +122,39 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _start_can_be_had(self) -> TrainConfig:
+        if not isinstance(self.algo, SalsaPpoConfig) or self.algo.policy_init == "model":
+            return self
+        if self.algo.reference.kind == "frozen" and self.algo.reference.path is None:
+            raise ValueError("algo.policy_init=soup needs a soup: algo.reference.members=[A,B]")
+        if not isinstance(self.adapter, NoAdapter):
+            raise ValueError(
+                "algo.policy_init=soup goes with adapter=none; to train an adapter on a soup, write it first: "
+                "alignctl soup A B out=DIR, then model=DIR"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _updates_can_be_made(self) -> TrainConfig:
+        if not isinstance(self.algo, PpoConfig):
+            return self
+        if self.algo.critic == "none" and self.algo.samples < 2:
+            raise ValueError(
+                "algo.critic=none compares a prompt's answers with one another: algo.samples=2 or more"
+            )
+        if self.algo.minibatches > self.train.batch_size:
+            raise ValueError(
+                f"algo.minibatches={self.algo.minibatches} is more than the "
+                f"train.batch_size={self.train.batch_size} prompts of a step"
+            )
+        if isinstance(self.adapter, LoraAdapter) and self.adapter.dropout > 0:
+            raise ValueError(
+                f"algo={self.algo.name} compares probabilities before and after an update, which dropout makes "
+                "random: adapter.dropout=0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reward_is_read(self) -> TrainConfig:
         if isinstance(self.algo, PpoConfig):
             if isinstance(self.reward, GoldReward) and not isinstance(self.dataset, DemoDataset):
@@ -144,10 +178,10 @@ class TrainConfig(Settings):
                 f"train.batch_size={self.train.batch_size} pairs whose prompts are asked; "
                 "name others: dataset.prompts=FILE"
             )
-        if online and self.algo.max_new_tokens >= self.train.max_length:
+        if online and self.algo.max_new_tokens + self.train.max_prompt > self.train.max_length:
             raise ValueError(
-                f"algo.max_new_tokens={self.algo.max_new_tokens} leaves no room for a prompt in "
-                f"train.max_length={self.train.max_length}"
+                f"algo.max_new_tokens={self.algo.max_new_tokens} after train.max_prompt="
+                f"{self.train.max_prompt} is longer than train.max_length={self.train.max_length}"
             )
         return self
 

@@ -12,10 +12,6 @@ from alignctl.errors import DataError
 from alignctl.records import BadRow
 
 SHOWN = 8
-SCHEMAS = (
-    "accepted: prompt + chosen + rejected as text; chosen + rejected as lists of messages; "
-    "chosen + rejected as 'Human: ... Assistant: ...' transcripts (dataset.columns.* names the columns)"
-)
 
 
 class RowFault(Exception):
@@ -29,14 +25,17 @@ class RowFault(Exception):
 
 
 class BadRows(DataError):
-    """Several unusable rows; `rows` holds all of them, the message only the first few."""
+    """Several unusable rows; `rows` holds all of them, the message only the first few.
 
-    def __init__(self, rows: Sequence[BadRow], *, left: str = "") -> None:
+    `accepted` says what a row may look like; it is shown where a column is missing.
+    """
+
+    def __init__(self, rows: Sequence[BadRow], *, left: str = "", accepted: str = "") -> None:
         listed = [row.text for row in rows[:SHOWN]]
         if len(rows) > SHOWN:
             listed.append(f"+{len(rows) - SHOWN} more")
-        if any(row.reason == "missing" for row in rows):
-            listed.append(SCHEMAS)
+        if accepted and any(row.reason == "missing" for row in rows):
+            listed.append(accepted)
         if not left:
             listed.append("dataset.on_bad=drop leaves such rows out and counts them")
         count = "1 row cannot" if len(rows) == 1 else f"{len(rows)} rows cannot"

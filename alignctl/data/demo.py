@@ -9,7 +9,6 @@ and the first N of a larger data set are the same as those of a smaller one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from random import Random
 from typing import TypeVar
@@ -17,6 +16,7 @@ from typing import TypeVar
 from alignctl.config import DemoDataset
 from alignctl.data import gold
 from alignctl.data.demo_families import FAMILIES, Material, Task, all_material
+from alignctl.data.schemas import BRANCHES, RowKind
 from alignctl.errors import UsageError
 from alignctl.records import GoldScore, Message, PreferenceData, Row
 
@@ -27,16 +27,16 @@ PATIENCE = 1000
 T = TypeVar("T")
 
 
-def load_demo(config: DemoDataset) -> PreferenceData:
+def load_demo(config: DemoDataset, *, kind: RowKind) -> PreferenceData:
     """`pairs` training rows (cut to `limit`) and `eval_pairs` held-out rows, with their gold score.
 
-    Ids are `demo/train/N` and `demo/held-out/N`, N from 0. Raises UsageError when more prompts are asked
+    Rows and split are those of the pairs for every kind: answers keep the chosen side, prompts none. Ids are `demo/train/N` and `demo/held-out/N`, N from 0. Raises UsageError when more prompts are asked
     for than there are.
     """
     wanted = min(config.pairs, config.limit or config.pairs)
     train = _draw("train", config.seed, wanted, f"dataset.pairs={config.pairs}")
     held_out = _draw("held-out", config.seed, config.eval_pairs, f"dataset.eval_pairs={config.eval_pairs}")
-    return PreferenceData(_rows(train), _rows(held_out), gold=_gold(train | held_out))
+    return PreferenceData(_rows(train, kind), _rows(held_out, kind), gold=_gold(train | held_out))
 
 
 def demo_prompts(config: DemoDataset, n: int) -> PreferenceData:
@@ -47,8 +47,7 @@ def demo_prompts(config: DemoDataset, n: int) -> PreferenceData:
     """
     drawn = _draw("train", config.seed, config.pairs + n, f"dataset.pairs={config.pairs} and {n} prompts")
     fresh = dict(islice(drawn.items(), config.pairs, None))
-    prompts = tuple(replace(row, branches=()) for row in _rows(fresh))
-    return PreferenceData(prompts, (), gold=_gold(fresh))
+    return PreferenceData(_rows(fresh, "prompts"), (), gold=_gold(fresh))
 
 
 def _draw(split: str, seed: int, wanted: int, asked: str) -> dict[str, Task]:
@@ -100,9 +99,14 @@ def _material(split: str, seed: int) -> Material:
     )
 
 
-def _rows(tasks: Mapping[str, Task]) -> tuple[Row, ...]:
+def _rows(tasks: Mapping[str, Task], kind: RowKind) -> tuple[Row, ...]:
     return tuple(
-        Row(name, (Message("user", task.prompt),), (task.chosen, task.rejected), subset=task.family)
+        Row(
+            id=name,
+            prompt=(Message("user", task.prompt),),
+            branches=(task.chosen, task.rejected)[: BRANCHES[kind]],
+            subset=task.family,
+        )
         for name, task in tasks.items()
     )
 

@@ -34,25 +34,25 @@ FILE_ENDING = re.compile(r"\.(jsonl?|ndjson|parquet|csv|tsv|arrow|txt|gz|zst)$")
 Record = Mapping[str, object] | RowFault
 
 
-def read_records(path: str, *, split: str, limit: int | None) -> Iterator[tuple[int, Record]]:
+def read_records(path: str, *, key: str, split: str, limit: int | None) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, fields or fault) of the first `limit` rows.
 
     A file's number is its physical line; through `datasets` it is the row's number. `split` is read only
-    for hub ids and directories. Raises SetupError when the source is missing or unreadable, DataError when
+    for hub ids and directories; `key` is the setting that named the path. Raises SetupError when the source is missing or unreadable, DataError when
     the file as a whole is not what it should be, UsageError for a split that does not exist.
     """
     source = Path(path).expanduser()
     if source.is_file():
         table = TABLES.get(source.suffix)
-        records = _read_table(table, source) if table else read_json_lines(source)
+        records = _read_table(table, source, key) if table else read_json_lines(source)
     elif source.is_dir():
-        records = _load(str(source), path, split, {"streaming": True})
+        records = _load(str(source), f"{key}={path}", split, {"streaming": True})
     elif HUB_ID.fullmatch(path) and not path.startswith(".") and not FILE_ENDING.search(path):
         print(f"data: {path}, split {split}, from the Hugging Face hub or its cache", file=sys.stderr)
-        records = _load(path, path, split, {})
+        records = _load(path, f"{key}={path}", split, {})
     else:
         raise SetupError(
-            f"dataset.path: there is no file {path}", "a hub data set is named owner/name, a file by its path"
+            f"{key}: there is no file {path}", "a hub data set is named owner/name, a file by its path"
         )
     return islice(records, limit)
 
@@ -141,9 +141,9 @@ def _no_constant(literal: str) -> object:
     raise RowFault("row", "NaN and Infinity are not JSON", literal)
 
 
-def _read_table(kind: str, path: Path) -> Iterator[tuple[int, Record]]:
+def _read_table(kind: str, path: Path, key: str) -> Iterator[tuple[int, Record]]:
     separator = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    return _load(kind, str(path), "train", {"streaming": True, "data_files": str(path), **separator})
+    return _load(kind, f"{key}={path}", "train", {"streaming": True, "data_files": str(path), **separator})
 
 
 def _load(builder: str, name: str, split: str, options: dict[str, Any]) -> Iterator[tuple[int, Record]]:
@@ -160,5 +160,9 @@ def _load(builder: str, name: str, split: str, options: dict[str, Any]) -> Itera
     except (OSError, ValueError, DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if reason.lower().startswith(("unknown split", "bad split")):
-            raise UsageError(f"dataset.split={split} cannot be used with {name}: {reason}") from error
-        raise SetupError(f"dataset.path: {name} cannot be loaded: {reason}") from error
+            raise UsageError(
+                f"split {split} of {name} cannot be used: {reason}",
+                "dataset.split names the split of dataset.path and dataset.eval_path; "
+                "of dataset.prompts it is train",
+            ) from error
+        raise SetupError(f"{name} cannot be loaded: {reason}") from error

@@ -1,4 +1,4 @@
-"""Whether rows were trained on: prompts as short hashes that a run can keep and an evaluation can ask for."""
+"""Which rows have a prompt in common; prompts as short hashes that a run can keep and an evaluation ask for."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def prompt_keys(rows: Iterable[Row]) -> tuple[str, ...]:
 def overlapping(rows: Sequence[Row], keys: Collection[str]) -> tuple[Row, ...]:
     """The rows whose prompt is among the keys."""
     return tuple(row for row in rows if prompt_key(row.prompt) in keys)
+
+
+def distinct_prompts(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The first row of every prompt, in order."""
+    first: dict[tuple[Message, ...], Row] = {}
+    for row in rows:
+        first.setdefault(row.prompt, row)
+    return tuple(first.values())

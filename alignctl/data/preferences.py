@@ -1,8 +1,10 @@
-"""Preference data from a file or the hub: every row checked, then split into training and held-out rows.
+"""Rows from a file or the hub: every row checked, then split into training and held-out rows.
 
 All rows are checked before anything is loaded or trained, and all bad ones are collected, so that one look
 at the list is enough to mend a file. The split hashes (seed, prompt): it does not depend on the order or
-number of rows, and rows of one prompt stay together, so no held-out prompt was trained on.
+number of rows, and rows of one prompt stay together, so no held-out prompt was trained on. It is made before
+repeats of a prompt are dropped, so preference rows are split alike whether pairs, answers or prompts are
+wanted of them.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Literal
 
-from alignctl.config import FileDataset
+from alignctl.config import DatasetConfig, DemoDataset, FileDataset
 from alignctl.data.bad_rows import BadRows, RowFault, bad_row
+from alignctl.data.demo import demo_prompts
 from alignctl.data.files import MAX_ROW, read_records
-from alignctl.data.schemas import Form, column_names, parse_row
+from alignctl.data.overlap import distinct_prompts, prompt_key, prompt_keys
+from alignctl.data.schemas import ACCEPTED, Parsed, RowKind, parse_row
 from alignctl.errors import DataError
 from alignctl.records import BadRow, Message, PreferenceData, Row
 
@@ -29,69 +34,124 @@ OUTLIER_FLOOR = 2**15
 """... and at least this many: in a file of one-word rows a paragraph is no damage."""
 
 
+Source = Literal["path", "eval_path", "prompts"]
+"""The keys of a data set that name a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """One source after its rows were checked."""
 
+    path: str
     rows: tuple[Row, ...]
     bad: tuple[BadRow, ...]
     unread_columns: tuple[str, ...]
 
 
-def load_file(config: FileDataset, *, seed: int) -> PreferenceData:
-    """Read, check and split preference rows.
+def load_file(config: FileDataset, *, seed: int, kind: RowKind) -> PreferenceData:
+    """Read, check and split rows; prompts come once each, and `warnings` says how many repeats there were.
 
     Raises BadRows (every bad row listed) when a row fails a check and `on_bad` is error, DataError when no
     row is left or the split cannot be made, SetupError when a source is missing.
     """
-    main = check_source(config.path, config, limit=config.limit)
-    held = check_source(config.eval_path, config, limit=None) if config.eval_path is not None else None
-    bad = main.bad + (held.bad if held else ())
-    if bad and config.on_bad == "error":
-        raise BadRows(bad)
-    for path, source in ((config.path, main), (config.eval_path, held)):
-        if source and not source.rows:
-            _raise_empty(str(path), source.bad)
-    if held:
-        train, held_out = main.rows, held.rows
+    sources = [check_source(config, "path", kind)]
+    if config.eval_path is not None:
+        sources.append(check_source(config, "eval_path", kind))
+    bad = _checked_bad(config, sources, kind)
+    main, *others = sources
+    if others:
+        train, held_out = main.rows, others[0].rows
     else:
         train, held_out = split_rows(main.rows, config.eval_size, seed=seed)
-    overlap = overlap_warning(train, held_out)
-    return PreferenceData(
-        train=train,
-        held_out=held_out,
-        bad=bad,
-        warnings=(*_unread_warning(main), *pair_warnings(main.rows), *overlap),
-    )
+    told = [*_unread_warning(main), *_row_warnings(main.rows, kind)]
+    if kind == "prompts":
+        everything = len(train) + len(held_out)
+        train, held_out = distinct_prompts(train), distinct_prompts(held_out)
+        told += _repeats_warning(everything, everything - len(train) - len(held_out))
+    told += overlap_warning(train, held_out)
+    return PreferenceData(train, held_out, bad, tuple(told))
 
 
-def _raise_empty(path: str, bad: Sequence[BadRow]) -> None:
-    if bad:
-        raise BadRows(bad, left=f" and no row of {path} is left")
-    raise DataError(f"{path} holds no rows")
+def load_prompts(config: DatasetConfig) -> PreferenceData:
+    """The prompts that `dataset.prompts` names, in `train`, each once; with their gold score for the demo.
+
+    `dataset.columns` and `on_bad` hold for them as for the rows, the split of a hub id is train. Raises as
+    `load_file` does, UsageError when the demo has no so many, ValueError when `dataset.prompts` is null.
+    """
+    if config.prompts is None:
+        raise ValueError("dataset.prompts is null")
+    if isinstance(config, DemoDataset):
+        return demo_prompts(config, config.prompts)
+    source = check_source(config, "prompts", "prompts")
+    bad = _checked_bad(config, [source], "prompts")
+    rows = distinct_prompts(source.rows)
+    told = (*_unread_warning(source), *_repeats_warning(len(source.rows), len(source.rows) - len(rows)))
+    return PreferenceData(rows, (), bad, tuple(f"dataset.prompts: {sentence}" for sentence in told))
 
 
-def check_source(path: str, config: FileDataset, *, limit: int | None) -> Checked:
+def without_held_out(
+    prompts: PreferenceData, held_out: Sequence[Row]
+) -> tuple[PreferenceData, tuple[str, ...]]:
+    """The prompts of `train` that no held-out row has, and all there is to tell about them.
+
+    Raises DataError when none is left.
+    """
+    keys = set(prompt_keys(held_out))
+    kept = tuple(row for row in prompts.train if prompt_key(row.prompt) not in keys)
+    if not kept:
+        raise DataError("dataset.prompts: no prompt is left, all of them are also held out")
+    told = prompts.warnings
+    if dropped := len(prompts.train) - len(kept):
+        told += (f"dataset.prompts: Left out because they are held out: {dropped} of {len(prompts.train)}.",)
+    return replace(prompts, train=kept, warnings=told), told
+
+
+def _checked_bad(config: FileDataset, sources: Sequence[Checked], kind: RowKind) -> tuple[BadRow, ...]:
+    """The bad rows of all sources; raises when they matter, or where nothing else is left."""
+    bad = tuple(row for source in sources for row in source.bad)
+    if bad and config.on_bad == "error":
+        raise BadRows(bad, accepted=ACCEPTED[kind])
+    for source in sources:
+        if not source.rows and source.bad:
+            raise BadRows(source.bad, left=f" and no row of {source.path} is left", accepted=ACCEPTED[kind])
+        if not source.rows:
+            raise DataError(f"{source.path} holds no rows")
+    return bad
+
+
+def check_source(config: FileDataset, which: Source, kind: RowKind) -> Checked:
     """Read one source and check its rows, first each alone, then against the others."""
-    parsed: list[tuple[int, Row, Form]] = []
+    path = {"path": config.path, "eval_path": config.eval_path, "prompts": config.prompts}[which]
+    parsed: list[tuple[int, Parsed]] = []
     faults: list[tuple[int, RowFault]] = []
     columns: dict[str, None] = {}
-    for line, record in read_records(path, split=config.split, limit=limit):
+    records = read_records(
+        str(path),
+        key=f"dataset.{which}",
+        split="train" if which == "prompts" else config.split,
+        limit=config.limit if which == "path" else None,
+    )
+    for line, record in records:
         try:
             if isinstance(record, RowFault):
                 raise record
             columns.update(dict.fromkeys(record))
-            row, form = parse_row(
-                f"{path}:{line}", record, config.columns, allow_empty_prompt=config.allow_empty_prompt
+            row = parse_row(
+                f"{path}:{line}",
+                record,
+                config.columns,
+                kind=kind,
+                allow_empty_prompt=config.allow_empty_prompt,
             )
-            parsed.append((line, row, form))
+            parsed.append((line, row))
         except RowFault as fault:
             faults.append((line, fault))
     odd = _odd_rows(parsed)
     faults += odd.items()
-    read = set(column_names(config.columns).values())
+    read = frozenset[str]().union(*(row.columns for _, row in parsed))
     return Checked(
-        rows=tuple(row for line, row, _ in parsed if line not in odd),
+        path=str(path),
+        rows=tuple(found.row for line, found in parsed if line not in odd),
         bad=tuple(
             bad_row(f"{path}:{line}", fault) for line, fault in sorted(faults, key=lambda pair: pair[0])
         ),
@@ -99,24 +159,19 @@ def check_source(path: str, config: FileDataset, *, limit: int | None) -> Checke
     )
 
 
-def _odd_rows(parsed: Sequence[tuple[int, Row, Form]]) -> dict[int, RowFault]:
+def _odd_rows(parsed: Sequence[tuple[int, Parsed]]) -> dict[int, RowFault]:
     """Rows that differ from the rest of the file: another form, or far longer."""
     if not parsed:
         return {}
-    usual, _ = Counter(form for _, _, form in parsed).most_common(1)[0]
-    sizes = [_size(row) for _, row, _ in parsed]
-    longest = min(MAX_ROW, max(OUTLIER_FLOOR, OUTLIER * median(sizes)))
+    usual, _ = Counter(found.form for _, found in parsed).most_common(1)[0]
+    longest = min(MAX_ROW, max(OUTLIER_FLOOR, OUTLIER * median(found.size for _, found in parsed)))
     odd = {}
-    for (line, _, form), size in zip(parsed, sizes, strict=True):
-        if form != usual:
-            odd[line] = RowFault("row", f"in {form} form where most rows are in {usual} form")
-        elif size > longest:
-            odd[line] = RowFault("row", f"over {OUTLIER} times the median length", f"{size} characters")
+    for line, found in parsed:
+        if found.form != usual:
+            odd[line] = RowFault("row", f"in {found.form} form where most rows are in {usual} form")
+        elif found.size > longest:
+            odd[line] = RowFault("row", f"over {OUTLIER} times the median length", f"{found.size} characters")
     return odd
-
-
-def _size(row: Row) -> int:
-    return sum(len(message.content) for message in row.prompt) + sum(len(branch) for branch in row.branches)
 
 
 # --- split ---------------------------------------------------------------------------------------------
@@ -172,14 +227,23 @@ def _unread_warning(source: Checked) -> tuple[str, ...]:
     return (f"Columns that are not read: {names}" + (f" and {more} more" if more > 0 else "") + ".",)
 
 
-def pair_warnings(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Sentences about pairs that are valid alone but strange together."""
-    pairs = Counter((row.prompt, row.branches) for row in rows)
+def _row_warnings(rows: Sequence[Row], kind: RowKind) -> list[str]:
+    """Sentences about rows that are valid alone but strange together."""
+    if kind == "prompts":
+        return []
     found = []
-    repeated = len(rows) - len(pairs)
+    counts = Counter((row.prompt, row.branches) for row in rows)
+    repeated = len(rows) - len(counts)
     if repeated > DUPLICATES_WORTH_A_WARNING * len(rows):
         found.append(f"Exact repeats of an earlier row: {repeated} of {len(rows)} rows.")
-    if contradictory := _contradictory(pairs):
+    return found + _pair_warnings(rows, counts) if kind == "pairs" else found
+
+
+def _pair_warnings(
+    rows: Sequence[Row], counts: Mapping[tuple[tuple[Message, ...], tuple[str, ...]], int]
+) -> list[str]:
+    found = []
+    if contradictory := _contradictory(counts):
         found.append(
             f"Same prompt and answers, the other one chosen: {contradictory} rows contradict another."
         )
@@ -187,7 +251,11 @@ def pair_warnings(rows: Sequence[Row]) -> tuple[str, ...]:
         found.append(f"Answers that differ only in Unicode normalisation: {twins} of {len(rows)} rows.")
     if rows and all(row.p_chosen == 0.5 for row in rows):
         found.append("p_chosen is 0.5 in every row, so neither answer is preferred anywhere.")
-    return tuple(found)
+    return found
+
+
+def _repeats_warning(rows: int, repeats: int) -> tuple[str, ...]:
+    return (f"Repeats of an earlier prompt, left out: {repeats} of {rows} rows.",) if repeats else ()
 
 
 def _contradictory(pairs: Mapping[tuple[tuple[Message, ...], tuple[str, ...]], int]) -> int:

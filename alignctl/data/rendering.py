@@ -4,6 +4,9 @@ The boundary between prompt and answer is proved for every row. Where encoding t
 the ids of the prompt alone, it is split there; where a token would reach over the boundary, the answer is
 encoded on its own, which is what generation does too, and counted. Prompts keep their last tokens, answers
 their first; an answer that was cut has no end token, so nothing teaches the model to stop in mid-sentence.
+
+What the template writes after the end token is no part of an answer, since no model comes to write it; a
+reward model, which reads whole conversations, gets it from `closing_ids`.
 """
 
 from __future__ import annotations
@@ -44,6 +47,17 @@ class Rendered:
     """Examples of which the prompt or an answer was cut."""
     boundary_merges: int
     """Examples with an answer that was encoded apart, since a token would have joined it to the prompt."""
+    bad: tuple[BadRow, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RenderedPrompts:
+    """Prompts as token ids, in the order of the rows, `bad` ones left out."""
+
+    ids: tuple[np.ndarray, ...]
+    """int32 [P] each, P >= 1."""
+    truncated: int
+    """Prompts that were cut to their last tokens."""
     bad: tuple[BadRow, ...]
 
 
@@ -98,14 +112,62 @@ def render(
     return Rendered(tuple(examples), truncated, merges, tuple(bad))
 
 
+def render_prompts(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt: int,
+    vocab_size: int,
+    allow_control_tokens: bool,
+) -> RenderedPrompts:
+    """The prompts of rows alone, as `render` makes them: what generation starts from.
+
+    Raises DataError when the tokenizer or its template is unfit for all rows; what is wrong with single rows
+    is in `bad`.
+    """
+    _check_template(rows, tokenizer)
+    check_round_trip(tokenizer)
+    # Its canary shows that a prompt stays the same once an answer follows.
+    answer_ending(tokenizer)
+    control = None if allow_control_tokens else _control_pattern(tokenizer)
+    kept: list[np.ndarray] = []
+    bad: list[BadRow] = []
+    truncated = 0
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        for row, ids in zip(chunk, _encode_prompts(chunk, tokenizer, control), strict=True):
+            if isinstance(ids, list) and (fault := _id_fault([ids], vocab_size)):
+                ids = fault
+            if isinstance(ids, RowFault):
+                bad.append(bad_row(row.id, ids))
+                continue
+            kept.append(np.array(ids[-max_prompt:], dtype=np.int32))
+            truncated += len(ids) > max_prompt
+    return RenderedPrompts(tuple(kept), truncated, tuple(bad))
+
+
 def render_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, max_prompt: int) -> np.ndarray:
-    """The prompt's ids as in training, int32 [P]; what generation starts from."""
+    """One prompt's ids as in training, int32 [P], unchecked: the row was rendered before."""
     _check_template([row], tokenizer)
-    try:
-        (ids,) = encode(tokenizer, [_prompt_text(row, tokenizer)])
-    except RowFault as fault:
-        raise DataError(bad_row(row.id, fault).text) from fault
-    return np.array([*_leading(tokenizer), *ids][-max_prompt:], dtype=np.int32)
+    (ids,) = _encode_prompts([row], tokenizer, None)
+    if isinstance(ids, RowFault):
+        raise DataError(bad_row(row.id, ids).text) from ids
+    return np.array(ids[-max_prompt:], dtype=np.int32)
+
+
+def closing_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of what the template writes after the end token of an answer; often a line break, often nothing.
+
+    Prompt, answer and these are the ids of the whole conversation as `tokenizer.apply_chat_template(messages)`
+    gives them, unless the answer was cut or had to be encoded apart from the prompt. Without a template, or where it writes no end token
+    and `render` appends one, nothing follows. Raises DataError when the template is unfit.
+    """
+    ending = answer_ending(tokenizer)
+    if not ending.kept:
+        return []
+    # Encoded together: what stands alone may be spelled otherwise than after the token.
+    (ids,) = encode(tokenizer, [ending.kept + ending.cut])
+    return ids[ids.index(ending.token) + 1 :]
 
 
 def _check_template(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -168,14 +230,17 @@ def _check_control(row: Row, control: re.Pattern[str] | None) -> None:
     if control is None:
         return
     fields = [("prompt", message.content) for message in row.prompt]
-    fields += [(_side(place), branch) for place, branch in enumerate(row.branches)]
+    fields += [(_side(place, len(row.branches)), branch) for place, branch in enumerate(row.branches)]
     for field, content in fields:
         if found := control.search(content):
             raise RowFault(field, "contains a control token", found[0])
 
 
-def _side(place: int) -> str:
-    return ("chosen", "rejected")[place] if place < 2 else f"answer {place + 1}"
+def _side(place: int, branches: int) -> str:
+    """What a reader calls a branch: a pair has sides, one answer alone has none."""
+    if branches == 1:
+        return "answer"
+    return ("chosen", "rejected")[place] if branches == 2 else f"answer {place + 1}"
 
 
 def _prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -200,6 +265,32 @@ def _answer_text(
 
 
 # --- ids -----------------------------------------------------------------------------------------------
+
+
+def _encode_prompts(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, control: re.Pattern[str] | None
+) -> Iterator[list[int] | RowFault]:
+    """The ids of each row's prompt, or why there are none, in order."""
+    texts: list[str | RowFault] = []
+    for row in rows:
+        try:
+            _check_control(row, control)
+            texts.append(_prompt_text(row, tokenizer))
+        except RowFault as fault:
+            texts.append(fault)
+    encoded = iter(encode(tokenizer, [text for text in texts if isinstance(text, str)]))
+    leading = _leading(tokenizer)
+    return (text if isinstance(text, RowFault) else leading + next(encoded) for text in texts)
+
+
+def _id_fault(sequences: Sequence[list[int]], vocab_size: int) -> RowFault | None:
+    """What is wrong with the prompt's ids and the branches' after it."""
+    if not sequences[0]:
+        return RowFault("prompt", "no tokens")
+    largest = max(max(ids, default=0) for ids in sequences)
+    if largest >= vocab_size:
+        return RowFault("row", "a token id beyond the model's embedding", f"{largest} of {vocab_size}")
+    return None
 
 
 def _leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -228,25 +319,23 @@ def _split(
 
 
 def _fit(row: Row, prompt: list[int], branches: list[list[int]], limits: _Limits) -> Example:
-    if not prompt:
-        raise RowFault("prompt", "no tokens")
-    largest = max(max(prompt), *(max(ids) for ids in branches))
-    if largest >= limits.vocab_size:
-        raise RowFault("row", "a token id beyond the model's embedding", f"{largest} of {limits.vocab_size}")
+    if fault := _id_fault([prompt, *branches], limits.vocab_size):
+        raise fault
     kept = prompt[-limits.max_prompt :]
     room = limits.max_length - len(kept)
     cut = any(len(ids) > room for ids in branches)
     for place, ids in enumerate(branches):
         if len(ids) > room and room < limits.min_response_tokens:
-            raise RowFault(_side(place), "too few tokens left after truncation", f"{room}")
+            raise RowFault(_side(place, len(branches)), "too few tokens left after truncation", f"{room}")
     fitted = tuple(np.array(ids[:room], dtype=np.int32) for ids in branches)
-    if len(fitted) > 1 and np.array_equal(fitted[0], fitted[1]):
+    if len(fitted) == 2 and np.array_equal(*fitted):
         raise RowFault("chosen", "equal to rejected after " + ("truncation" if cut else "tokenising"))
     return Example(
         id=row.id,
         prompt=np.array(kept, dtype=np.int32),
         branches=fitted,
         p_chosen=row.p_chosen,
+        margin=row.margin,
         weight=row.weight,
         truncated=cut or len(kept) < len(prompt),
     )

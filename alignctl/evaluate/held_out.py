@@ -9,6 +9,7 @@ import torch
 
 from alignctl.algos import PairLoss
 from alignctl.algos.pairs import outcomes, pair_metrics, pair_view, row_weights
+from alignctl.algos.sft import row_losses, row_metrics
 from alignctl.evaluate.statistics import Estimate, mean_interval, share
 from alignctl.records import Example, GoldScore, Row, Scores
 
@@ -44,6 +45,24 @@ def evaluate_pairs(
         "accuracy_logp": share(outcomes(pairs.chosen - pairs.rejected)),
         "rewards/margins": mean_interval((out.reward_chosen - out.reward_rejected).tolist()),
         "likelihood/chosen": mean_interval((pairs.chosen / pairs.chosen_tokens).tolist()),
+    }
+    return Evaluation(metrics, estimates)
+
+
+def evaluate_given_answers(examples: Sequence[Example], policy: Scores) -> Evaluation:
+    """Loss per answer token over held-out rows of one answer, from its scores [n, 1]; entropy and mass as for
+    pairs. The interval of the loss is that of a ratio, from the rows' residuals."""
+    sums, counts = policy.sums[:, 0].double(), policy.counts[:, 0].double()
+    metrics = row_metrics(sums, counts, row_weights(examples, sums))
+    if policy.top_entropy is not None and policy.top_mass is not None:
+        tokens = counts.sum().item()
+        metrics["entropy/top10"] = policy.top_entropy[:, 0].double().sum().item() / tokens
+        metrics["mass/top10"] = policy.top_mass[:, 0].double().sum().item() / tokens
+    losses = row_losses(sums) * row_weights(examples, sums)
+    residuals = (losses - metrics["loss"] * counts) / counts.mean()
+    estimates = {
+        "loss": mean_interval((metrics["loss"] + residuals).tolist()),
+        "likelihood/chosen": mean_interval((sums / counts).tolist()),
     }
     return Evaluation(metrics, estimates)
 

@@ -8,6 +8,7 @@ the weight, so nothing is rounded per vocabulary chunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,9 @@ def token_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Te
 def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenScores:
     """Log-probabilities with top-10 entropy and mass from the same logits."""
     parts = []
-    weight, bias = _as_hidden(weight, bias, hidden)
+    weight, bias = in_dtype_of_hidden(weight, bias, hidden)
     for rows in torch.arange(len(targets), device=hidden.device).split(CHUNK_ROWS):
-        logits = _logits(hidden[rows], weight, bias)
+        logits = logits_of(hidden[rows], weight, bias)
         normaliser = logits.logsumexp(-1, keepdim=True)
         logps = logits.gather(1, targets[rows, None]) - normaliser
         top = (logits.topk(min(TOP_K, logits.shape[-1]), dim=-1).values - normaliser).exp()
@@ -59,28 +60,57 @@ def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     return TokenScores(logps, entropy, mass)
 
 
-def _as_hidden(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+def in_dtype_of_hidden(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     """The head in hidden's dtype: bfloat16 products over float32 master weights."""
     return weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[n, V] in at least float32."""
     logits = torch.nn.functional.linear(hidden, weight, bias)
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadGradients:
+    """Gradients of the head's inputs, gathered block by block of rows; None for what needs none."""
+
+    hidden: Tensor | None
+    """[N, H]; each block writes its own rows."""
+    weight: Tensor | None
+    """[V, H], in the weight's own dtype."""
+    bias: Tensor | None
+
+    @staticmethod
+    def of(needed: Sequence[bool], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadGradients:
+        """Nothing added yet; `needed` says which of hidden, weight and bias are asked for."""
+        return HeadGradients(
+            torch.empty_like(hidden) if needed[0] else None,
+            torch.zeros_like(weight) if needed[1] else None,
+            torch.zeros_like(bias) if needed[2] and bias is not None else None,
+        )
+
+    def add(self, block: slice, d_logits: Tensor, hidden: Tensor, compute_weight: Tensor) -> None:
+        """Add what `d_logits` [n, V], the gradient of the logits of rows `block`, gives to each."""
+        if self.hidden is not None:
+            torch.mm(d_logits, compute_weight, out=self.hidden[block])
+        if self.weight is not None:
+            self.weight.add_(d_logits.T @ hidden[block])
+        if self.bias is not None:
+            self.bias.add_(d_logits.sum(0))
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         rows, vocabulary = len(targets), weight.shape[0]
-        compute_weight, compute_bias = _as_hidden(weight, bias, hidden)
+        compute_weight, compute_bias = in_dtype_of_hidden(weight, bias, hidden)
         keep = rows * vocabulary * hidden.element_size() <= KEPT_BYTES and any(ctx.needs_input_grad)
         kept = hidden.new_empty(rows, vocabulary) if keep else None
         logps, normaliser = [], []
         for start in range(0, rows, CHUNK_ROWS):
             block = slice(start, start + CHUNK_ROWS)
-            logits = _logits(hidden[block], compute_weight, compute_bias)
+            logits = logits_of(hidden[block], compute_weight, compute_bias)
             lse = logits.logsumexp(-1, keepdim=True)
             logps.append((logits.gather(1, targets[block, None]) - lse)[:, 0])
             normaliser.append(lse)
@@ -97,27 +127,19 @@ class _TokenLogps(torch.autograd.Function):
         # Used up in place below; a second backward pass finds none and recomputes.
         kept, ctx.kept = ctx.kept, None
         rows, vocabulary = len(targets), weight.shape[0]
-        compute_weight, compute_bias = _as_hidden(weight, bias, hidden)
+        compute_weight, compute_bias = in_dtype_of_hidden(weight, bias, hidden)
         block_rows = rows if kept is not None else max(1, KEPT_BYTES // (vocabulary * 4))
-        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
-        grad_bias = torch.zeros_like(bias) if need_bias else None
+        gradients = HeadGradients.of(ctx.needs_input_grad[:3], hidden, weight, bias)
         for start in range(0, rows, block_rows):
             block = slice(start, start + block_rows)
             if kept is not None:
                 softmax = kept
             else:
-                logits = _logits(hidden[block], compute_weight, compute_bias)
+                logits = logits_of(hidden[block], compute_weight, compute_bias)
                 softmax = logits.sub_(normaliser[block]).exp_().to(hidden.dtype)
             # d logp / d logits = onehot(target) - softmax.
             scale = grad[block].to(hidden.dtype)
             d_logits = softmax.mul_(-scale[:, None])
             d_logits.scatter_add_(1, targets[block, None], scale[:, None])
-            if grad_hidden is not None:
-                torch.mm(d_logits, compute_weight, out=grad_hidden[block])
-            if grad_weight is not None:
-                grad_weight += d_logits.T @ hidden[block]
-            if grad_bias is not None:
-                grad_bias += d_logits.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None
+            gradients.add(block, d_logits, hidden, compute_weight)
+        return gradients.hidden, gradients.weight, gradients.bias, None

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -162,6 +163,11 @@ def load_weights(source: Source) -> PreTrainedModel | PeftModel:
                 f"{source.base} is quantised; alignctl trains full-precision weights",
                 "name the unquantised model",
             )
+        if is_classifier(config):
+            raise SetupError(
+                f"{source.base} is a sequence classifier, such as a reward model, and writes no text",
+                "it belongs where scores are wanted: reward=model reward.path=..., judge=reward judge.path=...",
+            )
         config.update(_dropout_off(config.to_dict()))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
@@ -175,6 +181,11 @@ def load_weights(source: Source) -> PreTrainedModel | PeftModel:
     model, info = loaded
     _refuse_incomplete(source.base, info, model)
     return model if source.adapter is None else _with_adapter(model, source.adapter)
+
+
+def is_classifier(config: PretrainedConfig) -> bool:
+    """Whether the weights beside this config are a sequence classifier's, which have no vocabulary head."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def _with_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:

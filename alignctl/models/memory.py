@@ -51,15 +51,18 @@ def plan_memory(
     step_tokens: int,
     micro_tokens: int | None,
     activation_checkpointing: bool | None,
+    models_beside: int = 0,
 ) -> MemoryPlan:
     """Choose micro-batch and checkpointing, `None` meaning automatic.
 
-    `step_tokens` bounds what is ever needed at once. Raises OutOfMemoryError when the longest row does not
+    `step_tokens` bounds what is ever needed at once; `models_beside` are the frozen models that come to lie
+    beside this one, in units of its weights. Raises OutOfMemoryError when the longest row does not
     fit by itself; the hints name settings that do.
     """
     # The weights are in memory already, so what is free now does not count them.
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    fixed, available = _fixed_bytes(model, compute_dtype, step_tokens), _free_bytes(device) + weights
+    fixed = _fixed_bytes(model, compute_dtype, step_tokens) + models_beside * weights
+    available = _free_bytes(device) + weights
     budget = int(USABLE * available) - fixed
     plain, checkpointed = (_token_bytes(model, compute_dtype, checkpointing=on) for on in (False, True))
     want = micro_tokens or min(step_tokens, CUDA_MICRO_TOKENS if device.type == "cuda" else CPU_MICRO_TOKENS)

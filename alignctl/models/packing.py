@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from alignctl.records import Example, Layout, PackedBatch
 
@@ -55,6 +56,21 @@ def pack(examples: Sequence[Example], layout: Layout) -> PackedBatch:
     ids = np.concatenate([piece for row in pieces for piece in row])
     trees = _trees(examples, layout)
     return _padded(ids, trees) if layout == "padded" else _end_to_end(ids, trees, layout)
+
+
+def branch_ends(batch: PackedBatch) -> Tensor:
+    """int64 [K]: where, in the flattened ids, the last token of each branch lies.
+
+    Its hidden state has read the whole answer; `score_index` stops one token short of that.
+    """
+    if batch.padding_mask is not None:
+        width = batch.ids.shape[1]
+        ends = [row * width + sum(tree) - 1 for row, tree in enumerate(batch.trees)]
+    else:
+        lengths = np.concatenate(batch.trees)
+        starts_a_row = np.concatenate([np.arange(len(tree)) == 0 for tree in batch.trees])
+        ends = (lengths.cumsum() - 1)[~starts_a_row]
+    return torch.as_tensor(ends, dtype=torch.int64, device=batch.ids.device)
 
 
 def _shared_row(example: Example) -> list[np.ndarray]:

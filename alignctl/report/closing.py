@@ -48,6 +48,10 @@ class Outcome:
     seconds: float
     chat: bool
     """Whether the model has a chat template."""
+    answers: bool = True
+    """False for a reward model, which scores answers and gives none."""
+    stopped: str | None = None
+    """Why the run ended before its last step."""
 
 
 def print_closing(console: Console, headline: Headline, outcome: Outcome) -> None:
@@ -64,14 +68,22 @@ def closing_text(headline: Headline, outcome: Outcome, width: int) -> Text:
     text = Text()
     if headline:
         text.append_text(_table(headline, outcome, width)).append("\n")
+    if outcome.stopped is not None:
+        text.append("stopped  ", "bold").append(f"after step {outcome.last_step}: {outcome.stopped}\n")
     reason = "lowest held-out loss" if outcome.exported_step == outcome.best_step else "the last step"
     text.append("model  ", "bold").append(f"{outcome.model_dir}  (step {outcome.exported_step}, {reason})\n")
     text.append("time   ", "bold").append(f"{duration(outcome.seconds)} for {outcome.last_step} steps\n")
-    text.append("\nask it something\n", "bold").append("\n".join(_question(outcome)) + "\n")
+    model = shlex.quote(outcome.model_dir)
     run = shlex.quote(outcome.model_dir.removesuffix("/model"))
+    if not outcome.answers:
+        text.append("\njudge with it\n", "bold").append(
+            f"alignctl eval MODEL judge=reward judge.path={run}\n"
+        )
+        command = f"alignctl train algo=ppo reward=model reward.path={run}"
+        return text.append("\ntrain against it\n", "bold").append(command)
+    text.append("\nask it something\n", "bold").append("\n".join(_question(outcome)) + "\n")
     text.append("\nmeasure it\n", "bold").append(f"alignctl eval {run}\n")
-    command = f"alignctl train model={shlex.quote(outcome.model_dir)}"
-    return text.append("\ntrain on from it\n", "bold").append(command)
+    return text.append("\ntrain on from it\n", "bold").append(f"alignctl train model={model}")
 
 
 def _question(outcome: Outcome) -> list[str]:

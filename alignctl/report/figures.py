@@ -41,6 +41,8 @@ METRICS = {
         Metric("gold/form", "form", ".3f", 1, "constraint kept"),
         Metric("gold/content", "content", ".3f", 1, "answer right"),
         Metric("kl/token", "kl", ".3f", 0, "drift from reference"),
+        Metric("kl/sequence", "kl_answer", ".2f", 0, "nats per answer"),
+        Metric("eos_rate", "ended", ".2f", 1, "answers with an end"),
         Metric("response_length", "length", ".0f", 0, "tokens per answer"),
         Metric("lr", "lr", ".3g", 0, "learning rate"),
         Metric("grad_norm", "grad", ".1f", 0, "before clipping"),
@@ -62,9 +64,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def speed(pairs_per_second: float) -> str:
-    """One decimal, or two digits below one pair a second."""
-    return f"{pairs_per_second:.1f} pairs/s" if pairs_per_second >= 1 else f"{pairs_per_second:.2g} pairs/s"
+def speed(per_second: float, unit: str) -> str:
+    """One decimal, or two digits below one `unit` (pairs, rows, prompts) a second."""
+    return f"{per_second:.1f} {unit}/s" if per_second >= 1 else f"{per_second:.2g} {unit}/s"
 
 
 def sparkline(values: Sequence[float], width: int, levels: str = BLOCKS) -> str:

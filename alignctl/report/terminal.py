@@ -32,7 +32,6 @@ from alignctl.report.figures import (
     figure,
     printable,
     sparkline,
-    speed,
 )
 
 NARROWEST_PANEL = 48
@@ -42,8 +41,14 @@ REDRAW_SECONDS = 0.1
 QUIET_SECONDS = 10.0
 """How long a preparation may go on without a plain line; a shorter one gets none."""
 
-PLAIN_TRAIN = ("loss", "rewards/margins", "rewards/accuracies", "reward/mean", "kl/token", "lr", "grad_norm")
-PANEL_TRAIN = ("loss", "rewards/margins", "reward/mean", "grad_norm", "rewards/accuracies", "accuracy_logp")
+PLAIN_TRAIN = (
+    *("loss", "rewards/margins", "rewards/accuracies", "reward/mean", "kl/sequence", "response_length"),
+    *("lr", "grad_norm"),
+)
+PANEL_TRAIN = (
+    *("loss", "reward/mean", "kl/sequence", "response_length", "rewards/margins", "grad_norm"),
+    *("rewards/accuracies", "accuracy_logp"),
+)
 PANEL_EVAL = tuple(name for name in METRICS if name not in ("rewards/margins", "lr", "grad_norm"))
 
 
@@ -58,10 +63,8 @@ class Panel(Protocol):
         """Progress of a preparation such as "reference log-probs"; it is over when done reaches total."""
         ...
 
-    def train_step(
-        self, step: int, metrics: Mapping[str, float], pairs_per_second: float, memory_gb: float
-    ) -> None:
-        """A training step is over; `metrics` as in metrics.jsonl."""
+    def train_step(self, step: int, metrics: Mapping[str, float], speed: str, memory_gb: float) -> None:
+        """A training step is over; `metrics` as in metrics.jsonl, `speed` as a person reads it."""
         ...
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -111,15 +114,13 @@ def open_panel(
 # --- plain lines ---------------------------------------------------------------------------------------
 
 
-def train_line(
-    step: int, total: int, metrics: Mapping[str, float], pairs_per_second: float, eta: float | None
-) -> str:
+def train_line(step: int, total: int, metrics: Mapping[str, float], speed: str, eta: float | None) -> str:
     """One plain line for a training step."""
     words = [
         f"{METRICS[name].label} {figure(name, metrics[name])}" for name in PLAIN_TRAIN if name in metrics
     ]
     remaining = [] if eta is None else [f"eta {duration(eta)}"]
-    return "  ".join([f"step {step}/{total}", *words, speed(pairs_per_second), *remaining])
+    return "  ".join([f"step {step}/{total}", *words, speed, *remaining])
 
 
 def eval_line(step: int, metrics: Mapping[str, float]) -> str:
@@ -180,10 +181,8 @@ class PlainPanel:
         if done >= total:
             self._work = None
 
-    def train_step(
-        self, step: int, metrics: Mapping[str, float], pairs_per_second: float, memory_gb: float
-    ) -> None:
-        line = train_line(step, self._total, metrics, pairs_per_second, self._pace.eta(step))
+    def train_step(self, step: int, metrics: Mapping[str, float], speed: str, memory_gb: float) -> None:
+        line = train_line(step, self._total, metrics, speed, self._pace.eta(step))
         write_line(self._console, line)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -240,7 +239,7 @@ class Progress:
     total_steps: int
     step: int = 0
     eta: float | None = None
-    pairs_per_second: float = 0.0
+    speed: str = ""
     memory_gb: float = 0.0
     work: tuple[str, int, int] | None = None
     train: dict[str, Series] = field(default_factory=dict)
@@ -280,12 +279,10 @@ class LivePanel:
         self._progress.work = (printable(what), done, total) if done < total else None
         self._redraw(at_once=done >= total)
 
-    def train_step(
-        self, step: int, metrics: Mapping[str, float], pairs_per_second: float, memory_gb: float
-    ) -> None:
+    def train_step(self, step: int, metrics: Mapping[str, float], speed: str, memory_gb: float) -> None:
         progress = self._progress
         progress.step, progress.eta = step, self._pace.eta(step)
-        progress.pairs_per_second, progress.memory_gb = pairs_per_second, memory_gb
+        progress.speed, progress.memory_gb = speed, memory_gb
         for name, value in metrics.items():
             progress.train.setdefault(name, Series()).add(step, value)
         self._redraw(at_once=step == progress.total_steps)
@@ -332,7 +329,7 @@ def _bars(progress: Progress, width: int) -> Table:
     grid.add_column(no_wrap=True, justify="right")
     grid.expand = True
     figures = [f"eta {duration(progress.eta)}"] if progress.eta is not None else []
-    figures += [speed(progress.pairs_per_second)] if progress.step else []
+    figures += [progress.speed] if progress.step else []
     figures += [f"{progress.memory_gb:.1f} GB"] if progress.memory_gb > 0 and width >= 60 else []
     if progress.total_steps:
         grid.add_row(

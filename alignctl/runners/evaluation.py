@@ -43,7 +43,8 @@ from alignctl.runners.measurement import (
     open_policy,
     score_answers,
 )
-from alignctl.runners.preparation import StartingPolicy, list_bad_rows, resolve_device, scoring_tokens
+from alignctl.runners.preparation import StartingPolicy, resolve_device, scoring_tokens
+from alignctl.runners.training_data import list_bad_rows
 from alignctl.runners.win_rates import Judged, Side, judge_all, open_judge, side, side_from_file
 from alignctl.train.run_directory import RunDirectory, open_run
 from alignctl.train.signals import leave_if_stopped, stop_signals

@@ -20,7 +20,7 @@ from alignctl.models.load import Source, context_length, load_tokenizer, vocabul
 from alignctl.models.reference import tokens_fingerprint
 from alignctl.records import BadRow, Example, GoldScore, PreferenceData, Row
 from alignctl.runners.checkpoints import Checkpoint
-from alignctl.runners.preparation import drops_bad_rows, load_rows, render_rows
+from alignctl.runners.training_data import drops_bad_rows, load_rows, render_rows
 
 LONGEST = 1 << 20
 """Tokens, for models that name no limit of their own."""
@@ -129,19 +129,19 @@ def _rows_to_score(config: EvalConfig) -> PreferenceData:
     """The rows, all of them as `held_out`."""
     dataset = config.dataset
     if isinstance(dataset, DemoDataset):
-        data = load_rows(dataset, config.seed)
+        data = load_rows(dataset, config.seed, kind="pairs")
         if not data.held_out:
             raise DataError("dataset.eval_pairs=0 leaves nothing to score")
         return data
     if config.eval.rows == "held_out":
         return _held_out_of_training(dataset, config.seed)
     whole = dataset.model_copy(update={"eval_path": None, "eval_size": 0})
-    data = load_file(whole, seed=config.seed)
+    data = load_file(whole, seed=config.seed, kind="pairs")
     return PreferenceData((), data.train, data.bad, data.warnings, data.gold)
 
 
 def _held_out_of_training(dataset: FileDataset, seed: int) -> PreferenceData:
-    data = load_file(dataset, seed=seed)
+    data = load_file(dataset, seed=seed, kind="pairs")
     if not data.held_out:
         raise DataError(
             "eval.rows=held_out, but dataset.eval_size=0 holds nothing out",

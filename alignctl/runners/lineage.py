@@ -19,11 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 from alignctl.config import (
     DpoConfig,
     HingeConfig,
+    HypoConfig,
     IpoConfig,
     ModelConfig,
     Reference,
     TrainConfig,
     parse,
+    reference_of,
 )
 from alignctl.errors import RunDirectoryError, SetupError
 
@@ -32,6 +34,8 @@ TRAINED_ON = "train_prompts.txt"
 SOUP_RECORD = "soup.json"
 STEP_OF_RUN = re.compile(r"(?P<run>.+)@(?P<step>\d+)")
 MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+START = Reference(kind="frozen", path=None, members=(), weights=None, alpha=None)
+"""What a run without a reference is measured against: the model it started from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +93,12 @@ def lineage_of(named: Named) -> Lineage | None:
     if named.run is None:
         return None
     config = read_config(named.run)
-    return Lineage(config.model, config.algo.reference, _beta(config))
+    return Lineage(config.model, reference_of(config.algo) or START, _beta(config))
 
 
 def _beta(config: TrainConfig) -> float | None:
     match config.algo:
-        case DpoConfig() | HingeConfig():
+        case DpoConfig() | HingeConfig() | HypoConfig():
             return config.algo.beta
         case IpoConfig():
             return config.algo.tau

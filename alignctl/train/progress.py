@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from alignctl.errors import RunDirectoryError
@@ -24,10 +24,17 @@ class Progress:
     start: Figures | None = None
     best: Figures | None = None
     last: Figures | None = None
+    carried: Mapping[str, float] = field(default_factory=dict)
+    """What the last step handed on to the next."""
+    stopped: str | None = None
+    """Why the run ended before its last step."""
 
-    def stepped(self, step: int, *, applied: bool) -> Progress:
+    def stepped(
+        self, step: int, *, applied: bool, carried: Mapping[str, float], stopped: str | None
+    ) -> Progress:
         """After a step; `applied` is False when it was not finite and changed nothing."""
-        return replace(self, step=step, skipped_in_row=0 if applied else self.skipped_in_row + 1)
+        skipped = 0 if applied else self.skipped_in_row + 1
+        return replace(self, step=step, skipped_in_row=skipped, carried=dict(carried), stopped=stopped)
 
     def evaluated(self, figures: Figures, loss: float | None) -> Progress:
         """After an evaluation at the present step; the start's own is never the best."""

@@ -93,7 +93,7 @@ def prepare_rows(data: Path, pairs: int, model: str, target: Path) -> None:
     from alignctl.config import TrainConfig
     from alignctl.data.preferences import load_file
     from alignctl.models.load import Source, load_tokenizer
-    from alignctl.runners.preparation import render_rows
+    from alignctl.runners.training_data import render_rows
 
     config = load(open_conf(None), [f"dataset={data}", "dataset.on_bad=drop", "dataset.eval_size=0"])
     assert isinstance(config, TrainConfig)

@@ -26,12 +26,13 @@ def config(seed: int = 0, pairs: int = 440, eval_pairs: int = 220, limit: int | 
         limit=limit,
         min_response_tokens=2,
         gold_samples=64,
+        prompts=None,
     )
 
 
 @pytest.fixture(scope="module")
 def demo() -> PreferenceData:
-    return load_demo(config(pairs=1100))
+    return load_demo(config(pairs=1100), kind="pairs")
 
 
 def text(row: Row) -> str:
@@ -47,14 +48,18 @@ def totals(data: PreferenceData, rows: tuple[Row, ...], branch: int) -> list[flo
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others():
-    first, again, other = load_demo(config()), load_demo(config()), load_demo(config(seed=1))
+    first, again, other = (
+        load_demo(config(), kind="pairs"),
+        load_demo(config(), kind="pairs"),
+        load_demo(config(seed=1), kind="pairs"),
+    )
     assert (first.train, first.held_out) == (again.train, again.held_out)
     assert {text(row) for row in first.held_out} != {text(row) for row in other.held_out}
 
 
 def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(demo: PreferenceData):
-    assert load_demo(config(pairs=50)).train == demo.train[:50]
-    assert load_demo(config(pairs=440, limit=50)).train == demo.train[:50]
+    assert load_demo(config(pairs=50), kind="pairs").train == demo.train[:50]
+    assert load_demo(config(pairs=440, limit=50), kind="pairs").train == demo.train[:50]
 
 
 def test_rows_are_pairs_of_one_user_turn_with_ids_of_their_split(demo: PreferenceData):
@@ -75,13 +80,31 @@ def test_no_prompt_comes_twice_in_or_across_the_splits(demo: PreferenceData):
 
 def test_prompts_without_answers_have_a_gold_score_too():
     fresh = demo_prompts(config(pairs=40), 22)
-    answered = load_demo(config(pairs=62)).train[40:]
+    answered = load_demo(config(pairs=62), kind="pairs").train[40:]
     assert all(row.branches == () for row in fresh.train)
     assert [(row.id, row.prompt) for row in fresh.train] == [(row.id, row.prompt) for row in answered]
     assert fresh.gold is not None
     assert [
         fresh.gold(row, pair.branches[0]).total for row, pair in zip(fresh.train, answered, strict=True)
     ] == [1.0] * 22
+
+
+def test_answers_are_the_chosen_sides_and_prompts_have_none_of_the_same_rows_and_splits():
+    pairs, answers, prompts = (load_demo(config(), kind=kind) for kind in ("pairs", "answers", "prompts"))
+    assert answers.gold is not None
+    assert prompts.gold is not None
+    for split in ("train", "held_out"):
+        rows = {"train": pairs.train, "held_out": pairs.held_out}[split]
+        chosen = {"train": answers.train, "held_out": answers.held_out}[split]
+        bare = {"train": prompts.train, "held_out": prompts.held_out}[split]
+        assert [(row.id, row.prompt, row.subset) for row in rows] == [
+            (row.id, row.prompt, row.subset) for row in chosen
+        ]
+        assert [row.branches for row in chosen] == [row.branches[:1] for row in rows]
+        assert [(row.id, row.prompt, row.branches) for row in bare] == [(r.id, r.prompt, ()) for r in rows]
+        assert {answers.gold(row, row.branches[0]).total for row in chosen} == {1.0}
+        for row, pair in zip(bare, rows, strict=True):
+            assert prompts.gold(row, pair.branches[0]).total > prompts.gold(row, pair.branches[1]).total
 
 
 def test_held_out_prompts_are_about_other_topics(demo: PreferenceData):
@@ -99,7 +122,7 @@ def test_held_out_prompts_are_about_other_topics(demo: PreferenceData):
 
 def test_more_prompts_than_there_are_is_an_error_that_names_the_key():
     with pytest.raises(UsageError, match=r"dataset.eval_pairs=100000: .* ends after [\d,]{5,} "):
-        load_demo(config(pairs=1, eval_pairs=100_000))
+        load_demo(config(pairs=1, eval_pairs=100_000), kind="pairs")
 
 
 # --- variety -------------------------------------------------------------------------------------------
@@ -132,7 +155,7 @@ def test_some_rejected_answers_keep_the_form_and_are_wrong(demo: PreferenceData)
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_chosen_answer_is_perfect_and_no_rejected_one_is_more_than_half_right(seed: int):
-    data = load_demo(config(seed=seed))
+    data = load_demo(config(seed=seed), kind="pairs")
     rows = data.train + data.held_out
     assert set(totals(data, rows, 0)) == {1.0}
     assert max(totals(data, rows, 1)) <= 0.5

@@ -14,6 +14,10 @@ from alignctl.errors import DataError, SetupError, UsageError
 GOOD = b'{"a": 1}\n'
 
 
+def records_of(path, *, split="train", limit=None, key="dataset.path"):
+    return list(read_records(str(path), key=key, split=split, limit=limit))
+
+
 def outcomes(path):
     """Each line as its number and either its fields or the fault in words."""
     return [
@@ -57,7 +61,7 @@ def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n" + GOOD + b"  \r\n" + GOOD.replace(b"\n", b"\r\n"))
     assert outcomes(path) == [(2, {"a": 1}), (4, {"a": 1})]
-    assert [line for line, _ in read_records(str(path), split="train", limit=1)] == [2]
+    assert [line for line, _ in records_of(path, limit=1)] == [2]
 
 
 def test_a_line_of_exactly_one_mebibyte_is_read(tmp_path):
@@ -98,8 +102,8 @@ def test_a_json_array_is_told_apart_from_json_lines(tmp_path):
 @pytest.mark.parametrize("name", ["no.jsonl", "./no", "../no/rows", "word", "owner/rows.parquet"])
 def test_a_missing_file_is_a_setup_error_and_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SetupError, match="there is no file"):
-        list(read_records(name, split="train", limit=None))
+    with pytest.raises(SetupError, match=r"dataset\.prompts: there is no file"):
+        records_of(name, key="dataset.prompts")
 
 
 def test_a_symlink_loop_and_an_empty_directory_are_setup_errors(tmp_path):
@@ -107,18 +111,19 @@ def test_a_symlink_loop_and_an_empty_directory_are_setup_errors(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     for name in ("loop.jsonl", "folder.jsonl"):
         with pytest.raises(SetupError):
-            list(read_records(str(tmp_path / name), split="train", limit=None))
+            records_of(tmp_path / name)
 
 
 def test_csv_is_read_through_datasets(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("prompt,chosen,rejected,p_chosen\nq,a,b,0.75\nq,c,d,1.0\n")
-    records = list(read_records(str(path), split="train", limit=1))
+    records = records_of(path, limit=1)
     assert records == [(1, {"prompt": "q", "chosen": "a", "rejected": "b", "p_chosen": 0.75})]
 
 
 def test_an_unknown_split_of_a_directory_names_the_key(tmp_path):
     (tmp_path / "train.csv").write_text("prompt,chosen,rejected\nq,a,b\n")
-    assert len(list(read_records(str(tmp_path), split="train", limit=None))) == 1
-    with pytest.raises(UsageError, match=r"dataset\.split=test"):
-        list(read_records(str(tmp_path), split="test", limit=None))
+    assert len(records_of(tmp_path)) == 1
+    with pytest.raises(UsageError, match=r"split test of dataset\.path=.* cannot be used") as caught:
+        records_of(tmp_path, split="test")
+    assert "dataset.split" in caught.value.hints[0]

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignctl.config import FileDataset
+from alignctl.config import DemoDataset, FileDataset
 from alignctl.data.bad_rows import BadRows, count_reasons
-from alignctl.data.preferences import load_file, split_rows
+from alignctl.data.preferences import load_file, load_prompts, split_rows, without_held_out
 from alignctl.errors import DataError, SetupError
 from alignctl.records import Message, Row
 
 HH = Path(__file__).parents[3] / "shared" / "data" / "hh-harmless-1.jsonl.gz"
-NO_COLUMNS = dict.fromkeys(("prompt", "chosen", "rejected", "p_chosen", "weight", "subset"))
+PARTS = ("prompt", "chosen", "rejected", "completion", "messages", "p_chosen", "margin", "weight", "subset")
+NO_COLUMNS = dict.fromkeys(PARTS)
 GOOD = {"prompt": "What is 2 + 2?", "chosen": "4", "rejected": "5"}
 CHAT = {
     "prompt": [{"role": "user", "content": "hi"}],
@@ -34,6 +35,7 @@ def dataset(path, **changes) -> FileDataset:
         "split": "train",
         "eval_path": None,
         "eval_size": 0,
+        "prompts": None,
         "limit": None,
         "on_bad": "error",
         "min_response_tokens": 1,
@@ -56,7 +58,7 @@ def text(**changes):
 def test_rows_of_another_form_than_most_are_bad(tmp_path):
     path = write(tmp_path / "rows.jsonl", [CHAT, GOOD, text(prompt="other")])
     with pytest.raises(BadRows) as caught:
-        load_file(dataset(path), seed=0)
+        load_file(dataset(path), seed=0, kind="pairs")
     assert [bad.text for bad in caught.value.rows] == [
         f"{path}:1 row: in chat form where most rows are in text form"
     ]
@@ -68,7 +70,7 @@ def test_a_row_far_longer_than_the_others_is_bad_and_short_files_are_left_in_pea
         tmp_path / "rows.jsonl", [GOOD, long, text(prompt="o"), text(prompt="p"), text(prompt="x" * 5_000)]
     )
     with pytest.raises(BadRows) as caught:
-        load_file(dataset(path), seed=0)
+        load_file(dataset(path), seed=0, kind="pairs")
     assert [bad.text for bad in caught.value.rows] == [
         f"{path}:2 row: over 100 times the median length (50002 characters)"
     ]
@@ -80,7 +82,7 @@ def test_a_row_far_longer_than_the_others_is_bad_and_short_files_are_left_in_pea
 def test_the_error_lists_eight_rows_and_counts_the_rest(tmp_path):
     path = write(tmp_path / "rows.jsonl", [text(chosen="")] * 11 + [GOOD])
     with pytest.raises(BadRows) as caught:
-        load_file(dataset(path), seed=0)
+        load_file(dataset(path), seed=0, kind="pairs")
     lines = caught.value.render().splitlines()
     assert lines[0] == "error: 11 rows cannot be used"
     assert lines[1] == f"  {path}:1 chosen: empty"
@@ -91,18 +93,29 @@ def test_the_error_lists_eight_rows_and_counts_the_rest(tmp_path):
     assert len(caught.value.rows) == 11
 
 
-def test_a_missing_column_tells_the_accepted_schemas(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "accepted"),
+    [
+        ("pairs", "accepted: prompt + chosen + rejected"),
+        ("answers", "accepted: prompt + completion"),
+        ("prompts", "accepted: prompt as text"),
+    ],
+)
+def test_a_missing_column_tells_the_accepted_schemas(tmp_path, kind, accepted):
     path = write(tmp_path / "rows.jsonl", [{"question": "q"}])
     with pytest.raises(BadRows) as caught:
-        load_file(dataset(path), seed=0)
-    assert any("accepted: prompt + chosen + rejected" in hint for hint in caught.value.hints)
+        load_file(dataset(path), seed=0, kind=kind)
+    assert any(hint.startswith(accepted) for hint in caught.value.hints)
+    with pytest.raises(BadRows) as caught:
+        load_file(dataset(path, on_bad="drop"), seed=0, kind=kind)
+    assert any(hint.startswith(accepted) for hint in caught.value.hints)
 
 
 def test_dropping_keeps_the_good_rows_with_their_line_and_counts_by_reason(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [text(chosen=""), GOOD, text(chosen=""), text(prompt=" ")]
     path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows) + '{"prompt": "cut of')
-    data = load_file(dataset(path, on_bad="drop"), seed=0)
+    data = load_file(dataset(path, on_bad="drop"), seed=0, kind="pairs")
     assert [row.id for row in data.train] == [f"{path}:3"]
     assert count_reasons(data.bad) == {
         "chosen: empty": 2,
@@ -114,21 +127,21 @@ def test_dropping_keeps_the_good_rows_with_their_line_and_counts_by_reason(tmp_p
 def test_dropping_stops_when_nothing_is_left(tmp_path):
     path = write(tmp_path / "rows.jsonl", [text(chosen="")] * 2)
     with pytest.raises(BadRows, match=r"2 rows cannot be used and no row of .* is left"):
-        load_file(dataset(path, on_bad="drop"), seed=0)
+        load_file(dataset(path, on_bad="drop"), seed=0, kind="pairs")
 
 
 def test_an_empty_file_is_a_data_error_and_a_missing_one_a_setup_error(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no rows"):
-        load_file(dataset(tmp_path / "rows.jsonl"), seed=0)
+        load_file(dataset(tmp_path / "rows.jsonl"), seed=0, kind="pairs")
     with pytest.raises(SetupError):
-        load_file(dataset(tmp_path / "other.jsonl"), seed=0)
+        load_file(dataset(tmp_path / "other.jsonl"), seed=0, kind="pairs")
 
 
 def test_the_limit_counts_rows_before_any_check(tmp_path):
     path = write(tmp_path / "rows.jsonl", [GOOD, text(chosen=""), GOOD])
-    assert len(load_file(dataset(path, limit=1), seed=0).train) == 1
-    data = load_file(dataset(path, limit=2, on_bad="drop"), seed=0)
+    assert len(load_file(dataset(path, limit=1), seed=0, kind="pairs").train) == 1
+    data = load_file(dataset(path, limit=2, on_bad="drop"), seed=0, kind="pairs")
     assert count_reasons(data.bad) == {"chosen: empty": 1}
 
 
@@ -183,7 +196,7 @@ def test_a_split_that_leaves_nothing_on_a_side_is_refused():
 def test_an_eval_file_is_held_out_whole_and_its_overlap_is_told(tmp_path):
     train = write(tmp_path / "train.jsonl", [GOOD, text(prompt="other")])
     held = write(tmp_path / "eval.jsonl", [text(chosen="four"), text(prompt="new"), text(prompt="newer")])
-    data = load_file(dataset(train, eval_path=str(held), eval_size=1, limit=2), seed=0)
+    data = load_file(dataset(train, eval_path=str(held), eval_size=1, limit=2), seed=0, kind="pairs")
     assert (len(data.train), len(data.held_out)) == (2, 3)
     assert data.warnings == ("Held-out prompts that are also trained on: 1 of 3 rows.",)
     assert data.held_out[0].id == f"{held}:1"
@@ -222,9 +235,133 @@ WARNINGS = [
 @pytest.mark.parametrize("case", WARNINGS, ids=lambda case: case[0])
 def test_strange_but_usable_data_is_told_in_a_sentence(tmp_path, case):
     _, rows, sentence = case
-    data = load_file(dataset(write(tmp_path / "rows.jsonl", rows)), seed=0)
+    data = load_file(dataset(write(tmp_path / "rows.jsonl", rows)), seed=0, kind="pairs")
     assert data.warnings == (() if sentence is None else (sentence,))
     assert len(data.train) == len(rows)
+
+
+# --- answers and prompts -------------------------------------------------------------------------------
+
+ASKED = [{"prompt": f"q{n % 40}", "chosen": f"a{n}", "rejected": "b", "note": n} for n in range(60)]
+
+
+def prompts_of(rows):
+    return [row.prompt[0].content for row in rows]
+
+
+def test_one_file_is_split_alike_for_pairs_answers_and_prompts(tmp_path):
+    rows = [*ASKED, text(chosen="5"), text(rejected="")]
+    path = write(tmp_path / "rows.jsonl", rows)
+    config = dataset(path, eval_size=0.25, on_bad="drop")
+    pairs, answers, prompts = (load_file(config, seed=3, kind=k) for k in ("pairs", "answers", "prompts"))
+    assert len(pairs.train) + len(pairs.held_out) == 60
+    assert 13 <= len(pairs.held_out) <= 15
+    for split in (lambda data: data.train, lambda data: data.held_out):
+        assert [row.id for row in split(answers)] == [row.id for row in split(pairs)]
+        assert [row.branches for row in split(answers)] == [row.branches[:1] for row in split(pairs)]
+        assert prompts_of(split(prompts)) == list(dict.fromkeys(prompts_of(split(pairs))))
+        assert all(row.branches == () for row in split(prompts))
+    assert not set(prompts_of(pairs.train)) & set(prompts_of(pairs.held_out))
+    assert pairs.bad == answers.bad == prompts.bad
+    assert prompts.warnings == (
+        "Columns that are not read: 'note'.",
+        "Repeats of an earlier prompt, left out: 20 of 60 rows.",
+    )
+
+
+def test_prompts_of_an_eval_file_are_held_out_and_come_once(tmp_path):
+    train = write(tmp_path / "train.jsonl", [{"prompt": word} for word in ("a", "b", "a", "c")])
+    held = write(tmp_path / "eval.jsonl", [{"prompt": word} for word in ("d", "d", "c")])
+    data = load_file(dataset(train, eval_path=str(held), eval_size=1), seed=0, kind="prompts")
+    assert (prompts_of(data.train), prompts_of(data.held_out)) == (["a", "b", "c"], ["d", "c"])
+    assert [row.id for row in data.held_out] == [f"{held}:1", f"{held}:3"]
+    assert data.warnings == (
+        "Repeats of an earlier prompt, left out: 2 of 7 rows.",
+        "Held-out prompts that are also trained on: 1 of 2 rows.",
+    )
+
+
+def test_strange_answers_are_told_as_strange_pairs_are_and_repeats_are_kept(tmp_path):
+    rows = [{"prompt": f"q{n % 10}", "completion": "a", "p_chosen": 0.5} for n in range(12)]
+    data = load_file(dataset(write(tmp_path / "rows.jsonl", rows)), seed=0, kind="answers")
+    assert len(data.train) == 12
+    assert data.warnings == (
+        "Columns that are not read: 'p_chosen'.",
+        "Exact repeats of an earlier row: 2 of 12 rows.",
+    )
+
+
+def test_answers_and_prompts_of_another_form_or_far_longer_than_most_are_bad(tmp_path):
+    turn = {"role": "user", "content": "hi"}
+    rows = [{"prompt": [turn]}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c" * 50_000}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    expected = [
+        f"{path}:1 row: in chat form where most rows are in text form",
+        f"{path}:4 row: over 100 times the median length (50000 characters)",
+    ]
+    with pytest.raises(BadRows) as caught:
+        load_file(dataset(path), seed=0, kind="prompts")
+    assert [bad.text for bad in caught.value.rows] == expected
+    write(path, [row | {"completion": "x"} for row in rows])
+    with pytest.raises(BadRows) as caught:
+        load_file(dataset(path), seed=0, kind="answers")
+    assert [bad.text for bad in caught.value.rows] == [expected[0], expected[1].replace("50000", "50001")]
+
+
+def test_the_file_of_prompts_is_read_whole_and_its_repeats_are_told(tmp_path):
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": word, "id": 1} for word in ("a", "b", "a", "c")])
+    config = dataset(tmp_path / "unread.jsonl", prompts=str(asked), limit=1, split="other")
+    data = load_prompts(config)
+    assert (prompts_of(data.train), data.held_out, data.gold) == (["a", "b", "c"], (), None)
+    assert data.warnings == (
+        "dataset.prompts: Columns that are not read: 'id'.",
+        "dataset.prompts: Repeats of an earlier prompt, left out: 1 of 4 rows.",
+    )
+
+
+def test_bad_rows_of_the_file_of_prompts_are_errors_or_dropped(tmp_path):
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": ""}, {"prompt": "a"}])
+    config = dataset(tmp_path / "unread.jsonl", prompts=str(asked))
+    with pytest.raises(BadRows) as caught:
+        load_prompts(config)
+    assert [bad.text for bad in caught.value.rows] == [f"{asked}:1 prompt: empty"]
+    data = load_prompts(config.model_copy(update={"on_bad": "drop"}))
+    assert (prompts_of(data.train), [bad.id for bad in data.bad]) == (["a"], [f"{asked}:1"])
+    with pytest.raises(SetupError, match=r"dataset\.prompts: there is no file"):
+        load_prompts(config.model_copy(update={"prompts": "nowhere.jsonl"}))
+    with pytest.raises(DataError, match="holds no rows"):
+        load_prompts(config.model_copy(update={"prompts": str(write(tmp_path / "none.jsonl", []))}))
+    with pytest.raises(ValueError, match=r"dataset\.prompts is null"):
+        load_prompts(dataset(asked))
+
+
+def test_demo_prompts_are_as_many_as_asked_and_scored():
+    config = DemoDataset(
+        kind="demo",
+        seed=0,
+        pairs=10,
+        eval_pairs=5,
+        gold_samples=0,
+        prompts=6,
+        limit=None,
+        min_response_tokens=2,
+    )
+    data = load_prompts(config)
+    assert [row.id for row in data.train] == [f"demo/train/{place}" for place in range(10, 16)]
+    assert data.gold is not None
+    assert {data.gold(row, "no").total for row in data.train} <= {0.0, 1.0}
+
+
+def test_no_held_out_prompt_is_asked(tmp_path):
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": word} for word in ("a", "b", "c", "d")])
+    found = load_prompts(dataset(tmp_path / "unread.jsonl", prompts=str(asked)))
+    held_out = tuple(Row(word, (Message("user", word),), ("x", "y")) for word in ("b", "d", "e"))
+    kept, told = without_held_out(found, held_out)
+    assert prompts_of(kept.train) == ["a", "c"]
+    assert told == kept.warnings == ("dataset.prompts: Left out because they are held out: 2 of 4.",)
+    assert without_held_out(found, held_out[2:]) == (found, ())
+    with pytest.raises(DataError, match="no prompt is left"):
+        without_held_out(found, found.train)
 
 
 # --- real and hostile files ----------------------------------------------------------------------------
@@ -232,7 +369,7 @@ def test_strange_but_usable_data_is_told_in_a_sentence(tmp_path, case):
 
 @pytest.mark.skipif(not HH.exists(), reason=f"no real HH-RLHF rows at {HH.name} beside the repository")
 def test_real_hh_rows_load_and_the_eight_unclean_ones_are_named():
-    data = load_file(dataset(HH, on_bad="drop", eval_size=100), seed=0)
+    data = load_file(dataset(HH, on_bad="drop", eval_size=100), seed=0, kind="pairs")
     assert (len(data.train), len(data.held_out)) == (1292, 100)
     assert count_reasons(data.bad) == {
         "chosen: empty": 4,
@@ -240,10 +377,23 @@ def test_real_hh_rows_load_and_the_eight_unclean_ones_are_named():
         "rejected: its prompt differs from that of chosen": 1,
     }
     with pytest.raises(BadRows) as caught:
-        load_file(dataset(HH), seed=0)
+        load_file(dataset(HH), seed=0, kind="pairs")
     lines = [int(bad.id.rsplit(":", 1)[1]) for bad in caught.value.rows]
     assert lines == [87, 517, 668, 764, 926, 1104, 1255, 1320]
     assert count_reasons(caught.value.rows) == count_reasons(data.bad)
+
+
+@pytest.mark.skipif(not HH.exists(), reason=f"no real HH-RLHF rows at {HH.name} beside the repository")
+def test_real_hh_rows_are_split_alike_whatever_is_read_of_them():
+    config = dataset(HH, on_bad="drop", eval_size=0.1)
+    pairs, answers, prompts = (load_file(config, seed=0, kind=k) for k in ("pairs", "answers", "prompts"))
+    assert [(row.id, row.prompt, row.branches) for row in answers.held_out] == [
+        (row.id, row.prompt, row.branches[:1]) for row in pairs.held_out
+    ]
+    assert {row.prompt for row in prompts.held_out} == {row.prompt for row in pairs.held_out}
+    assert {row.prompt for row in prompts.train} == {row.prompt for row in pairs.train}
+    assert all(row.prompt[-1].role == "user" for row in prompts.train)
+    assert pairs.bad == answers.bad == prompts.bad
 
 
 VALID = "".join(
@@ -261,7 +411,7 @@ def test_mutated_files_load_or_end_in_a_data_error(tmp_path, edits):
         content = content[:place] + inserted + content[place + removed :]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    for on_bad in ("error", "drop"):
+    for on_bad, kind in (("error", "pairs"), ("drop", "pairs"), ("drop", "answers"), ("drop", "prompts")):
         with contextlib.suppress(DataError):
-            data = load_file(dataset(path, on_bad=on_bad), seed=0)
+            data = load_file(dataset(path, on_bad=on_bad), seed=0, kind=kind)
             assert all(branch.strip() for row in data.train for branch in row.branches)

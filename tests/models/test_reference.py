@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
-from alignctl.config import TrainConfig
+from alignctl.config import TrainConfig, reference_of
 from alignctl.models.policy import Policy, set_attention
 from alignctl.models.reference import (
     as_tensors,
@@ -25,14 +25,9 @@ from alignctl.models.reference import (
     weights_fingerprint,
 )
 from alignctl.models.scoring import score
-from alignctl.runners.preparation import (
-    References,
-    prepare_data,
-    prepare_policy,
-    prepare_references,
-    resolve_device,
-    resolve_dtype,
-)
+from alignctl.runners.preparation import prepare_policy, resolve_device, resolve_dtype
+from alignctl.runners.references import References, find_reference, score_all
+from alignctl.runners.training_data import prepare_data
 
 CPU = torch.device("cpu")
 TREES = [(5, 3, 6), (1, 4, 2), (12, 5, 9)]
@@ -224,7 +219,9 @@ def references(*changes: str) -> References:
         device=resolve_device(config.hardware),
         dtype=resolve_dtype(config, resolve_device(config.hardware)),
     )
-    return prepare_references(config, start, data, lambda done, total: None, print)
+    wanted = reference_of(config.algo)
+    assert wanted is not None
+    return score_all(find_reference(wanted, config, start, data, print), data, lambda done, total: None)
 
 
 def digest(cache: Path) -> str:

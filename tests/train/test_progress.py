@@ -19,7 +19,7 @@ def after(*losses: float | None, every: int = 10) -> Progress:
     progress = Progress()
     for number, loss in enumerate(losses):
         if number:
-            progress = progress.stepped(number * every, applied=True)
+            progress = progress.stepped(number * every, applied=True, carried={}, stopped=None)
         progress = progress.evaluated(figures(-1.0 if loss is None else loss), loss)
     return progress
 
@@ -57,14 +57,14 @@ def test_skipped_steps_are_counted_in_a_row() -> None:
     progress = Progress()
     counts = []
     for step, applied in enumerate([True, False, False, True, False], start=1):
-        progress = progress.stepped(step, applied=applied)
+        progress = progress.stepped(step, applied=applied, carried={}, stopped=None)
         counts.append(progress.skipped_in_row)
     assert counts == [0, 1, 2, 0, 1]
     assert progress.step == 5
 
 
 def test_progress_goes_through_json_unchanged() -> None:
-    for progress in (Progress(), after(0.69, 0.5, 0.6).stepped(21, applied=False)):
+    for progress in (Progress(), after(0.69, 0.5, 0.6).stepped(21, applied=False, carried={}, stopped=None)):
         assert from_state(json.loads(json.dumps(progress.as_state()))) == progress
 
 
@@ -84,7 +84,12 @@ def test_the_headline_of_a_run_without_a_best_or_without_any_evaluation() -> Non
 
 
 def test_a_metric_that_the_start_lacked_is_empty_there() -> None:
-    progress = Progress().evaluated({}, None).stepped(1, applied=True).evaluated(figures(0.5), 0.5)
+    progress = (
+        Progress()
+        .evaluated({}, None)
+        .stepped(1, applied=True, carried={}, stopped=None)
+        .evaluated(figures(0.5), 0.5)
+    )
     assert headline(progress, export_best=True)["loss"]["start"] is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from alignctl.models.policy import Policy
 from alignctl.models.scoring import score
 from alignctl.records import Example
 from alignctl.train.optimiser import build_optimiser, trained_parameters
-from alignctl.train.step import StepOut, backward, optimiser_step
+from alignctl.train.step import optimiser_step, pair_backward
 
 NewPolicy = Callable[..., Policy]
 PlainLogps = Callable[..., Tensor]
@@ -112,17 +113,9 @@ def step(
     *,
     lr: float = 1e-2,
     max_grad_norm: float = 1.0,
-) -> StepOut:
-    return optimiser_step(
-        policy,
-        optimiser,
-        DPO,
-        rows,
-        ref,
-        lr=lr,
-        micro_tokens=30,
-        max_grad_norm=max_grad_norm,
-    )
+) -> tuple[dict[str, float], bool]:
+    backward = partial(pair_backward, policy, DPO, rows, ref, micro_tokens=30)
+    return optimiser_step(optimiser, backward, lr=lr, max_grad_norm=max_grad_norm)
 
 
 def plain_dpo(policy: Policy, ref: Tensor, plain_logps: PlainLogps) -> Tensor:
@@ -151,7 +144,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(
     found, metrics = [], []
     for budget in budgets:
         policy = new_policy()
-        metrics.append(backward(policy, LOSSES[name], ROWS, reference, micro_tokens=budget))
+        metrics.append(pair_backward(policy, LOSSES[name], ROWS, reference, micro_tokens=budget))
         found.append(gradients(policy))
     assert max(float(g.abs().max()) for g in found[0].values()) > 1e-3
     for other, measured in zip(found[1:], metrics[1:], strict=True):
@@ -163,7 +156,7 @@ def test_gradient_and_loss_are_those_of_a_plain_loop(
     new_policy: NewPolicy, reference: Tensor, plain_logps: PlainLogps
 ) -> None:
     policy, plain = new_policy(), new_policy()
-    metrics = backward(policy, DPO, ROWS, reference, micro_tokens=30)
+    metrics = pair_backward(policy, DPO, ROWS, reference, micro_tokens=30)
     loss = plain_dpo(plain, reference, plain_logps)
     loss.backward()
     assert metrics["loss"] == pytest.approx(float(loss.detach()), abs=1e-10)
@@ -174,12 +167,12 @@ def test_each_row_adds_its_weight_times_its_own_gradient_over_all_rows(
     new_policy: NewPolicy, reference: Tensor
 ) -> None:
     policy = new_policy()
-    backward(policy, DPO, ROWS, reference, micro_tokens=ALL_ROWS)
+    pair_backward(policy, DPO, ROWS, reference, micro_tokens=ALL_ROWS)
     together = gradients(policy)
     expected = {name: torch.zeros_like(gradient) for name, gradient in together.items()}
     for number, row in enumerate(ROWS):
         alone = new_policy()
-        backward(alone, DPO, [replace(row, weight=1.0)], reference[[number]], micro_tokens=ALL_ROWS)
+        pair_backward(alone, DPO, [replace(row, weight=1.0)], reference[[number]], micro_tokens=ALL_ROWS)
         for name, gradient in gradients(alone).items():
             expected[name] += row.weight * gradient / len(ROWS)
     assert difference(together, expected) < 1e-10
@@ -188,16 +181,16 @@ def test_each_row_adds_its_weight_times_its_own_gradient_over_all_rows(
 def test_a_row_of_weight_zero_adds_nothing_but_counts(new_policy: NewPolicy, reference: Tensor) -> None:
     with_zero, without = new_policy(), new_policy()
     muted = [*ROWS[:5], replace(ROWS[5], weight=0.0)]
-    backward(with_zero, DPO, muted, reference, micro_tokens=ONE_ROW)
-    backward(without, DPO, ROWS[:5], reference[:5], micro_tokens=ONE_ROW)
+    pair_backward(with_zero, DPO, muted, reference, micro_tokens=ONE_ROW)
+    pair_backward(without, DPO, ROWS[:5], reference[:5], micro_tokens=ONE_ROW)
     rescaled = {name: gradient * 5 / 6 for name, gradient in gradients(without).items()}
     assert difference(gradients(with_zero), rescaled) < 1e-10
 
 
 def test_the_order_of_the_rows_does_not_matter(new_policy: NewPolicy, reference: Tensor) -> None:
     forward, reverse = new_policy(), new_policy()
-    metrics = backward(forward, DPO, ROWS, reference, micro_tokens=30)
-    reversed_metrics = backward(reverse, DPO, ROWS[::-1], reference.flip(0), micro_tokens=30)
+    metrics = pair_backward(forward, DPO, ROWS, reference, micro_tokens=30)
+    reversed_metrics = pair_backward(reverse, DPO, ROWS[::-1], reference.flip(0), micro_tokens=30)
     assert difference(gradients(forward), gradients(reverse)) < 1e-10
     assert reversed_metrics == pytest.approx(metrics, rel=1e-10, abs=1e-10)
 
@@ -206,8 +199,8 @@ def test_float32_gives_the_same_gradient_within_its_rounding(
     new_policy: NewPolicy, reference: Tensor
 ) -> None:
     single, double = new_policy(dtype=torch.float32), new_policy()
-    backward(single, DPO, ROWS, reference, micro_tokens=30)
-    backward(double, DPO, ROWS, reference, micro_tokens=30)
+    pair_backward(single, DPO, ROWS, reference, micro_tokens=30)
+    pair_backward(double, DPO, ROWS, reference, micro_tokens=30)
     largest = max(float(gradient.abs().max()) for gradient in gradients(double).values())
     rounded = {name: gradient.double() for name, gradient in gradients(single).items()}
     assert difference(rounded, gradients(double)) < 1e-4 * largest
@@ -246,7 +239,7 @@ def test_metrics_are_hand_sums_over_the_rows(
         "likelihood/rejected": over_rows([bad / n for (_, bad), (_, n) in zip(logps, lengths, strict=True)]),
         "displacement": over_rows([float(good < 0) for good, _ in r]),
     }
-    metrics = backward(new_policy(), DPO, ROWS, reference, micro_tokens=30)
+    metrics = pair_backward(new_policy(), DPO, ROWS, reference, micro_tokens=30)
     assert metrics == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert 0 < metrics["rewards/accuracies"] < 1
 
@@ -256,17 +249,17 @@ def test_metrics_are_hand_sums_over_the_rows(
 
 def test_clipping_scales_the_whole_gradient_to_the_norm(new_policy: NewPolicy, reference: Tensor) -> None:
     policy = new_policy()
-    backward(policy, DPO, ROWS, reference, micro_tokens=30)
+    pair_backward(policy, DPO, ROWS, reference, micro_tokens=30)
     gradient = gradients(policy)
     norm = math.sqrt(math.fsum(float(part.square().sum()) for part in gradient.values()))
     for limit in (norm / 10, 10 * norm):
         policy = new_policy()
         before = weights(policy)
         optimiser = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-        out = step(policy, optimiser, reference, lr=0.25, max_grad_norm=limit)
+        metrics, _ = step(policy, optimiser, reference, lr=0.25, max_grad_norm=limit)
         scale = min(1.0, limit / (norm + 1e-6))
         expected = {name: before[name] - 0.25 * scale * part for name, part in gradient.items()}
-        assert out.metrics["grad_norm"] == pytest.approx(norm, rel=1e-9), "the norm before clipping"
+        assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-9), "the norm before clipping"
         assert difference(weights(policy), expected) < 1e-10
 
 
@@ -276,9 +269,9 @@ def test_the_learning_rate_is_set_and_reported_and_the_gradient_is_freed(
     policy = new_policy()
     before = weights(policy)
     optimiser = build_optimiser(policy.model, weight_decay=0.0)
-    out = step(policy, optimiser, reference, lr=3e-4)
-    assert out.applied
-    assert out.metrics["lr"] == 3e-4
+    metrics, applied = step(policy, optimiser, reference, lr=3e-4)
+    assert applied
+    assert metrics["lr"] == 3e-4
     assert [group["lr"] for group in optimiser.param_groups] == [3e-4]
     assert gradients(policy) == {}
     # Adam's first update is the learning rate, in every weight whose gradient is clear of its epsilon.
@@ -293,7 +286,7 @@ def test_a_gradient_left_by_a_step_that_broke_off_does_not_count(
 ) -> None:
     # Out of memory may strike between two micro-batches; the step is then done again from its first row.
     policy, untroubled = new_policy(), new_policy()
-    backward(policy, DPO, ROWS[:2], reference[:2], micro_tokens=30)
+    pair_backward(policy, DPO, ROWS[:2], reference[:2], micro_tokens=30)
     for one in (policy, untroubled):
         step(one, build_optimiser(one.model, weight_decay=0.0), reference)
     assert same_bits(weights(policy), weights(untroubled))
@@ -308,7 +301,7 @@ def test_steps_are_adamw_by_the_book(
     by_hand = torch.optim.AdamW(plain.model.parameters(), lr=0.0, weight_decay=0.1, foreach=False)
     losses = []
     for lr in (1e-3, 3e-3, 2e-3, 1e-3):
-        losses.append(step(policy, optimiser, reference, lr=lr).metrics["loss"])
+        losses.append(step(policy, optimiser, reference, lr=lr)[0]["loss"])
         by_hand.zero_grad()
         plain_dpo(plain, reference, plain_logps).backward()
         torch.nn.utils.clip_grad_norm_(plain.model.parameters(), 1.0)
@@ -370,9 +363,9 @@ def test_a_batch_that_is_not_finite_touches_neither_weights_nor_moments(
     optimiser, other = (build_optimiser(p.model, weight_decay=0.1) for p in (policy, untroubled))
     step(policy, optimiser, reference)
     before = weights(policy), moments(policy, optimiser)
-    out = step(policy, optimiser, *spoil(reference))
-    assert not out.applied
-    assert not math.isfinite(out.metrics["loss"])
+    metrics, applied = step(policy, optimiser, *spoil(reference))
+    assert not applied
+    assert not math.isfinite(metrics["loss"])
     assert same_bits(weights(policy), before[0])
     assert same_bits(moments(policy, optimiser), before[1])
     assert gradients(policy) == {}
@@ -390,10 +383,10 @@ def test_a_finite_loss_with_a_gradient_that_overflows_is_not_applied(
     optimiser = build_optimiser(policy.model, weight_decay=0.0)
     before = weights(policy)
     heavy = [replace(ROWS[0], weight=1e30), *ROWS[1:]]
-    out = step(policy, optimiser, reference, heavy)
-    assert math.isfinite(out.metrics["loss"])
-    assert not math.isfinite(out.metrics["grad_norm"])
-    assert not out.applied
+    metrics, applied = step(policy, optimiser, reference, heavy)
+    assert math.isfinite(metrics["loss"])
+    assert not math.isfinite(metrics["grad_norm"])
+    assert not applied
     assert same_bits(weights(policy), before)
 
 
@@ -403,6 +396,6 @@ def test_broken_weights_are_noticed(new_policy: NewPolicy, reference: Tensor) ->
     with torch.no_grad():
         next(iter(policy.model.parameters()))[7] = math.inf
     before = weights(policy)
-    out = step(policy, optimiser, reference)
-    assert not out.applied
+    _, applied = step(policy, optimiser, reference)
+    assert not applied
     assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters())

@@ -9,7 +9,6 @@ environment, travels in one header and is blotted out of everything quoted.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from functools import partial
 import httpx
 
 from alignctl.config import EndpointJudge
-from alignctl.errors import SetupError, UsageError
+from alignctl.errors import SetupError
 from alignctl.evaluate.judges.cache import VerdictCache, verdict_key
 from alignctl.evaluate.judges.contest import Contest, Judge, Judgement, Progress, missing, refuse_missing
 from alignctl.evaluate.judges.http import (
@@ -30,11 +29,14 @@ from alignctl.evaluate.judges.http import (
     UNREACHABLE,
     Limits,
     RequestFault,
+    authorisation,
     endpoint_url,
-    is_loopback,
     open_client,
+    plain_text_warning,
     post_json,
     quoted,
+    read_key,
+    redirect_host,
 )
 from alignctl.evaluate.judges.prompt import ASK_VERDICT, judging_prompt
 
@@ -43,7 +45,6 @@ TIE_MARGIN = 0.25
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 """What each label says of the answer shown as A."""
 _MARK = re.compile(r"\[\[([ABC])\]\]")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CANARY = "This is a test of the connection. Reply with [[A]] and nothing else."
 
 
@@ -82,37 +83,15 @@ def endpoint_judge(config: EndpointJudge, cache: VerdictCache, *, limits: Limits
         base=config.url,
         url=endpoint_url(config.url),
         model=config.model,
-        key=None if config.key_env is None else _key(config.key_env),
+        key=None if config.key_env is None else read_key("judge.key_env", config.key_env),
         key_env=config.key_env,
         limits=limits or Limits(config.timeout, config.retries),
         parallel=config.parallel,
         max_tokens=config.max_tokens,
     )
     asyncio.run(_check_answers(endpoint))
-    return Judge(endpoint.name, partial(_judge, endpoint, cache), _plain_text_warning(endpoint))
-
-
-def _key(variable: str) -> str:
-    if not _NAME.fullmatch(variable):
-        raise UsageError(
-            "judge.key_env is not the name of an environment variable",
-            "it takes the NAME of the variable that holds the key, never the key itself",
-        )
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UsageError(
-            f"judge.key_env={variable}: this environment variable is not set",
-            f"export {variable}=..., or judge.key_env=null for a server without a key",
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise UsageError(f"judge.key_env={variable}: its value has characters that no key has")
-    return key
-
-
-def _plain_text_warning(endpoint: Endpoint) -> tuple[str, ...]:
-    if endpoint.key is None or endpoint.url.scheme == "https" or is_loopback(endpoint.url):
-        return ()
-    return (f"the key of {endpoint.key_env} travels unencrypted to {endpoint.url.host}: its address is http",)
+    warnings = plain_text_warning(endpoint.url, endpoint.key_env)
+    return Judge(endpoint.name, partial(_judge, endpoint, cache), warnings)
 
 
 # --- one question --------------------------------------------------------------------------------------
@@ -178,19 +157,12 @@ def _refuse_for_good(endpoint: Endpoint, fault: RequestFault) -> None:
         )
         raise SetupError(f"{endpoint.name} does not let us in ({fault.status})", way) from fault
     if fault.reason == REDIRECT:
+        target = redirect_host(endpoint.url, fault.said, endpoint.key)
         raise SetupError(
-            f"judge.url={endpoint.base} redirects to {_redirect_host(endpoint, fault.said)}; "
+            f"judge.url={endpoint.base} redirects to {target}; "
             "alignctl follows no redirect",
             "if that is the server you mean, give its address as judge.url",
         ) from fault
-
-
-def _redirect_host(endpoint: Endpoint, location: str) -> str:
-    try:
-        target = endpoint.url.join(location)
-    except (httpx.InvalidURL, UnicodeError):
-        return "an address that is none"
-    return quoted(target.netloc.decode("ascii", errors="replace"), endpoint.key)
 
 
 # --- the canary ----------------------------------------------------------------------------------------
@@ -303,5 +275,4 @@ async def _verdict(
 
 
 def _client(endpoint: Endpoint) -> httpx.AsyncClient:
-    headers = {} if endpoint.key is None else {"Authorization": f"Bearer {endpoint.key}"}
-    return open_client(endpoint.url, headers, endpoint.parallel)
+    return open_client(endpoint.url, authorisation(endpoint.key), endpoint.parallel)

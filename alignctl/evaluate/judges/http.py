@@ -1,4 +1,4 @@
-"""One POST to a judge's server, bounded in every direction.
+"""One POST to the server of a judge or a reward, bounded in every direction.
 
 The whole exchange has one deadline, so a server that drips its headers or body byte by byte gains nothing;
 a reply is read up to 1 MiB; no redirect is followed; compression is not asked for, so nothing can inflate.
@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +36,7 @@ PASSING = frozenset({TIMEOUT, UNREACHABLE, BUSY, BROKEN})
 QUOTED = 160
 """Characters of foreign text in a message."""
 EXAMPLE = "for example http://127.0.0.1:8000/v1"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +72,63 @@ class RequestFault(Exception):
 def endpoint_url(base: str) -> httpx.URL:
     """The address of the chat completions below `base`, such as http://127.0.0.1:8000/v1.
 
-    Raises UsageError for anything but http and https, and for addresses that carry a secret or a query.
+    Raises UsageError as `checked_url` does.
     """
-    if "@" in base.partition("://")[2].partition("/")[0]:
-        raise UsageError(
-            "judge.url holds a user name or password",
-            "put the secret into an environment variable and name it with judge.key_env=NAME",
-        )
-    try:
-        url = httpx.URL(base)
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise UsageError(f"judge.url={base!r} is not an address", EXAMPLE) from error
-    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
-        raise UsageError(f"judge.url={base!r} is not an http or https address", EXAMPLE)
-    if url.query or url.fragment:
-        raise UsageError(f"judge.url={base!r} has a query or a fragment", "give the part before ? and #")
+    url = checked_url("judge.url", base)
     path = url.path.rstrip("/").removesuffix("/chat/completions")
     return url.copy_with(path=f"{path}/chat/completions")
+
+
+def checked_url(key: str, address: str) -> httpx.URL:
+    """The address that a setting gives.
+
+    Raises UsageError for anything but http and https, and for addresses that carry a secret or a query.
+    """
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        group = key.partition(".")[0]
+        raise UsageError(
+            f"{key} holds a user name or password",
+            f"put the secret into an environment variable and name it with {group}.key_env=NAME",
+        )
+    try:
+        url = httpx.URL(address)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise UsageError(f"{key}={address!r} is not an address", EXAMPLE) from error
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
+        raise UsageError(f"{key}={address!r} is not an http or https address", EXAMPLE)
+    if url.query or url.fragment:
+        raise UsageError(f"{key}={address!r} has a query or a fragment", "give the part before ? and #")
+    return url
+
+
+def read_key(key: str, variable: str) -> str:
+    """The secret in an environment variable that the setting `key` names. Raises UsageError, without it."""
+    if not _NAME.fullmatch(variable):
+        raise UsageError(
+            f"{key} is not the name of an environment variable",
+            "it takes the NAME of the variable that holds the key, never the key itself",
+        )
+    secret = os.environ.get(variable, "").strip()
+    if not secret:
+        raise UsageError(
+            f"{key}={variable}: this environment variable is not set",
+            f"export {variable}=..., or {key}=null for a server without a key",
+        )
+    if not (secret.isascii() and secret.isprintable()):
+        raise UsageError(f"{key}={variable}: its value has characters that no key has")
+    return secret
+
+
+def plain_text_warning(url: httpx.URL, key_env: str | None) -> tuple[str, ...]:
+    """One sentence where a key would cross a network unencrypted."""
+    if key_env is None or url.scheme == "https" or is_loopback(url):
+        return ()
+    return (f"the key of {key_env} travels unencrypted to {url.host}: its address is http",)
+
+
+def authorisation(secret: str | None) -> dict[str, str]:
+    """The one header that a key travels in."""
+    return {} if secret is None else {"Authorization": f"Bearer {secret}"}
 
 
 def is_loopback(url: httpx.URL) -> bool:
@@ -215,3 +258,12 @@ def quoted(text: str, secret: str | None) -> str:
     if secret:
         text = text.replace(secret, "[key]")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:QUOTED]
+
+
+def redirect_host(url: httpx.URL, location: str, secret: str | None) -> str:
+    """Where a redirect from `url` leads, fit for a message."""
+    try:
+        target = url.join(location)
+    except (httpx.InvalidURL, UnicodeError):
+        return "an address that is none"
+    return quoted(target.netloc.decode("ascii", errors="replace"), secret)

@@ -66,7 +66,7 @@ def local_judge(
     source = locate_path(config.path)
     start = load_start(source, NoAdapter(kind="none"), seed=0)
     model = start.model.to(device)  # type: ignore[arg-type]
-    reader = open_reader(config.path, source, model.config)
+    reader = open_reader(f"judge.path={config.path}", source, model.config)
     gate = choose_layout(model, max_length=reader.context or TOKENS, adapter_dropout=0.0, device=device)
     labels = LabelModel(Policy(model, gate.layout, dtype, device), label_tokens(config.path, reader))
     judge = ModelJudge(

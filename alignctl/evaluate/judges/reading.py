@@ -74,18 +74,21 @@ class Reader:
         return tuple(ids)
 
 
-def open_reader(name: str, source: Source, config: PretrainedConfig) -> Reader:
-    """Tokenizer, template and context of a judge. Raises SetupError when it has no usable template."""
+def open_reader(setting: str, source: Source, config: PretrainedConfig) -> Reader:
+    """Tokenizer, template and context of the model that `setting` (KEY=VALUE, as typed) names.
+
+    Raises SetupError when it has no usable template.
+    """
     tokenizer = load_tokenizer(source)
     if not tokenizer.chat_template:
         raise SetupError(
-            f"judge.path={name}: its tokenizer has no chat template",
-            "a judge reads conversations: name a model trained on chat",
+            f"{setting}: its tokenizer has no chat template",
+            "it has to read conversations: name a model trained on chat",
         )
     try:
         end = answer_ending(tokenizer).token
     except DataError as error:
-        raise SetupError(f"judge.path={name}: {error.message}", "name another judge") from error
+        raise SetupError(f"{setting}: {error.message}", "name another model") from error
     context = config.get_text_config().to_dict().get("max_position_embeddings")
     return Reader(
         tokenizer=tokenizer,

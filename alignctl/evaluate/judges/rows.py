@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from alignctl.data.bad_rows import BadRows, RowFault, bad_row
+from alignctl.data.conversations import UNENCODABLE
 from alignctl.data.files import read_json_lines
-from alignctl.data.schemas import UNENCODABLE
 from alignctl.errors import DataError
 
 T = TypeVar("T")

@@ -19,7 +19,8 @@ from alignctl.config import TrainConfig
 from alignctl.evaluate.held_out import Evaluation
 from alignctl.records import Example
 from alignctl.report.terminal import Panel
-from alignctl.runners.preparation import StartingPolicy, TrainingData
+from alignctl.runners.preparation import StartingPolicy
+from alignctl.runners.training_data import TrainingData
 from alignctl.train.run_directory import RunDirectory
 from alignctl.train.signals import StopFlag
 from alignctl.train.step import StepOut

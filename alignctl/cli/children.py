@@ -1,0 +1,69 @@
+"""Commands run as child processes, one after another, in a directory that one parent writes at a time.
+
+Shared by sweeps and recipes. A child per command, because GPU memory, compiled code and random state of one
+run must not reach the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from alignctl.cli.options import Conf
+from alignctl.errors import RunDirectoryError
+from alignctl.train.durable import storage_faults
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a command that a signal stopped after it had saved."""
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[int]:
+    """Hold the directory's lock; gives its descriptor, raises RunDirectoryError when another holds it.
+
+    Children inherit the descriptor: the lock lasts as long as one of them runs, also when the parent was
+    killed and its last child goes on alone.
+    """
+    with storage_faults(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirectoryError(
+                f"{directory} is in use by another process", "wait for it, stop it, or choose another out="
+            ) from error
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def child_command(conf: Conf, verb: str, words: Sequence[str]) -> list[str]:
+    """The process that runs `alignctl VERB WORDS` with the same options of the user's own."""
+    flags = [] if conf.own is None else ["--config-dir", str(conf.own)]
+    # The working directory is on the child's import path only where it is on ours.
+    isolated = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+    return [sys.executable, *isolated, "-m", "alignctl.cli", verb, *flags, *words]
+
+
+def run_child(command: Sequence[str], *, lock: int) -> int:
+    """Run one command in a session of its own, so that each signal reaches it exactly once: from here.
+
+    Returns its exit code; 128 + the number of the signal that ended it.
+    """
+    child = subprocess.Popen(command, start_new_session=True, pass_fds=(lock,))
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {stop: signal.signal(stop, lambda number, _: child.send_signal(number)) for stop in stops}
+    try:
+        code = child.wait()
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    return code if code >= 0 else 128 - code

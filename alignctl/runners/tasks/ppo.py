@@ -1,0 +1,198 @@
+"""PPO and SALSA-PPO: answers sampled at every step, scored, and learnt from; the reference may be a soup.
+
+A step is a closed form of (weights, moments, seed, step, carried), so the run can be stopped anywhere. What
+has to be measured once, the scale of a reward that is normalised, is measured on the starting policy and kept
+in run.json.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from alignctl.config import NoAdapter, PpoConfig
+from alignctl.errors import SetupError
+from alignctl.evaluate.held_out import Evaluation, joined
+from alignctl.evaluate.rewards import Reward
+from alignctl.evaluate.statistics import mean_interval
+from alignctl.models.critic import Critic, separate_critic, trained_modules, trunk_critic
+from alignctl.models.live_reference import LiveReference
+from alignctl.models.load import load_start
+from alignctl.records import Example, Sampled
+from alignctl.runners.checkpoints import export_model
+from alignctl.runners.preparation import policy_of, scoring_tokens
+from alignctl.runners.references import find_reference, frozen
+from alignctl.runners.rewards import critic_start, normalised, open_reward
+from alignctl.runners.tasks.answers import Say, answer_held_out, gold_of
+from alignctl.runners.tasks.task import Setup, StepPlan
+from alignctl.train.ppo_step import ppo_optimiser, ppo_step
+from alignctl.train.sampling import sample_answers
+from alignctl.train.schedule import batch_indices, derived_seed
+from alignctl.train.signals import leave_if_stopped
+from alignctl.train.step import StepOut
+
+PROMPTS_TO_NORMALISE = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PpoTask:
+    """The policy, what it is held against, what scores its answers, and its critic."""
+
+    setup: Setup
+    algo: PpoConfig
+    reference: LiveReference
+    reward: Reward
+    """On the scale that is optimised."""
+    critic: Critic | None
+    trained: nn.Module
+    """Policy and critic."""
+    optimiser: torch.optim.Optimizer
+    fingerprints: Mapping[str, str]
+    unit: str = "prompts"
+
+    def examples(self, step: int) -> Sequence[Example]:
+        """The prompts of a step, as rows without answers."""
+        config, rows = self.setup.config, self.setup.data.rows
+        places = batch_indices(step, rows=len(rows), batch_size=config.train.batch_size, seed=config.seed)
+        return [rows[place] for place in places]
+
+    def step(self, plan: StepPlan) -> StepOut:
+        """Sample, score, and update on the answers."""
+        setup, config = self.setup, self.setup.config
+        rows = len(setup.data.rows)
+        places = batch_indices(plan.step, rows=rows, batch_size=config.train.batch_size, seed=config.seed)
+        k, seed = self.algo.samples, config.seed
+        sampled = answer(setup, self.algo, places, samples=k, seed=seed, step=plan.step)
+        return ppo_step(
+            setup.start.policy,
+            self.reference,
+            self.critic,
+            self.optimiser,
+            sampled,
+            torch.tensor(score(self.reward, sampled, setup), dtype=torch.float64),
+            self.algo,
+            step=plan.step,
+            lr=plan.lr,
+            micro_tokens=plan.micro_tokens,
+            scoring_tokens=scoring_tokens(setup.start.policy.device),
+            max_grad_norm=config.train.max_grad_norm,
+            seed=config.seed,
+            carried=plan.carried,
+        )
+
+    def evaluate(self, step: int, say: Say) -> Evaluation | None:
+        """Reward and gold score of answers to held-out prompts."""
+        setup = self.setup
+        if not setup.data.asked.rows:
+            return None
+        answers = answer_held_out(setup, step, say)
+        scores = self.reward.score(setup.data.asked.rows, answers.texts, partial(say, "rewards"))
+        reward = mean_interval(scores)
+        length = mean_interval([len(ids) for ids in answers.tokens])
+        own = Evaluation(
+            metrics={"reward/mean": reward.value, "response_length": length.value},
+            estimates={"reward/mean": reward, "response_length": length},
+        )
+        return joined([own, *gold_of(setup, answers)])
+
+    def export(self, directory: Path) -> None:
+        """The policy, or its adapter; the critic stays in the checkpoints."""
+        export_model(self.setup.start.policy.model, self.setup.data.tokenizer, directory)
+
+
+def answer(
+    setup: Setup, algo: PpoConfig, places: Sequence[int], *, samples: int, seed: int, step: int
+) -> Sampled:
+    """Answers of the present weights to some of the unlabelled prompts."""
+    data = setup.data
+    return sample_answers(
+        setup.start.policy,
+        [data.unlabelled.rows[place] for place in places],
+        [data.unlabelled.ids[place] for place in places],
+        data.decode,
+        samples=samples,
+        stop=data.stop,
+        max_new_tokens=algo.max_new_tokens,
+        seed=seed,
+        step=step,
+        progress=partial(setup.panel.working, "answers"),
+    )
+
+
+def score(reward: Reward, sampled: Sampled, setup: Setup) -> list[float]:
+    """A score per answer."""
+    samples = len(sampled.texts) // len(sampled.rows)
+    rows = [row for row in sampled.rows for _ in range(samples)]
+    return reward.score(rows, sampled.texts, partial(setup.panel.working, "rewards"))
+
+
+def open_ppo_task(setup: Setup, algo: PpoConfig) -> PpoTask:
+    """Load reference, reward and critic; the reward's scale is measured before the first step."""
+    config, start = setup.config, setup.start
+    found = find_reference(algo.reference, config, start, setup.data, setup.panel.note)
+    raw = open_reward(
+        config.reward,
+        setup.data.gold,
+        device=start.policy.device,
+        dtype=start.policy.compute_dtype,
+        say=setup.panel.note,
+    )
+    mean, sd = _scale(setup, algo, raw) if config.reward.normalise else (0.0, 1.0)
+    critic = _critic(setup, algo, mean, sd)
+    return PpoTask(
+        setup=setup,
+        algo=algo,
+        reference=frozen(found, start),
+        reward=normalised(raw, mean, sd),
+        critic=critic,
+        trained=trained_modules(start.policy, critic),
+        optimiser=ppo_optimiser(start.policy, critic, algo, weight_decay=config.train.weight_decay),
+        fingerprints={
+            "model": start.fingerprint,
+            "reference": found.fingerprint,
+            "reward": raw.fingerprint,
+        },
+    )
+
+
+def _scale(setup: Setup, algo: PpoConfig, reward: Reward) -> tuple[float, float]:
+    """Mean and spread of the reward over answers of the starting policy, measured once and kept."""
+    decided = setup.directory.record["decided"]
+    if "reward_mean" in decided:
+        return decided["reward_mean"], decided["reward_sd"]
+    rows = len(setup.data.rows)
+    size = min(PROMPTS_TO_NORMALISE, rows)
+    places = batch_indices(1, rows=rows, batch_size=size, seed=derived_seed("scale", setup.config.seed, 0))
+    sampled = answer(setup, algo, places, samples=1, seed=derived_seed("scale", setup.config.seed, 1), step=0)
+    leave_if_stopped(setup.stop, "stopped before the first step")
+    scores = score(reward, sampled, setup)
+    mean, sd = statistics.fmean(scores), statistics.pstdev(scores)
+    if not math.isfinite(sd) or sd == 0:
+        raise SetupError(
+            f"{reward.name} gives every answer of the starting model the same score: {scores[0]:g}",
+            "there is nothing to learn from it; another reward, or reward.normalise=false",
+        )
+    setup.panel.note(f"reward of the starting model: mean {mean:.3f}, spread {sd:.3f} over {size} answers")
+    setup.directory.update(decided={**decided, "reward_mean": mean, "reward_sd": sd})
+    return mean, sd
+
+
+def _critic(setup: Setup, algo: PpoConfig, mean: float, sd: float) -> Critic | None:
+    if algo.critic == "none":
+        return None
+    if algo.critic == "trunk":
+        return trunk_critic(setup.start.policy)
+    config, policy = setup.config, setup.start.policy
+    own = load_start(setup.data.source, NoAdapter(kind="none"), seed=config.seed)
+    head = critic_start(config.reward, own.model, setup.data.tokenizer, setup.panel.note)
+    ready = policy_of(
+        own, dropout=0.0, max_length=config.train.max_length, device=policy.device, dtype=policy.compute_dtype
+    )
+    return separate_critic(ready.policy, head, mean=mean, std=sd)
