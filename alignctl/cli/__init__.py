@@ -86,8 +86,11 @@ def configured(command: Command, words: list[str]) -> int:
 
 
 def _recipe(conf: Conf, flags: Flags, words: list[str]) -> int:
+    """`alignctl train recipe=NAME`: its help, its stages as they would run, or the chain itself."""
     if flags.help:
-        print(texts.recipe_help(conf, words))
+        from alignctl.cli.recipe_texts import recipe_help
+
+        print(recipe_help(conf, words))
         return 0
     if flags.multirun:
         raise UsageError("a recipe is a chain of commands, and --multirun starts several single runs")
@@ -144,6 +147,11 @@ def ls(words: list[str]) -> int:
     if flags.help or len(groups) > 1:
         print("usage: alignctl ls [group]")
         return 0 if flags.help else 2
+    if groups == [RECIPE]:
+        from alignctl.cli.recipe_texts import recipe_listing
+
+        print(recipe_listing(conf))
+        return 0
     print(texts.group_listing(conf, groups[0]) if groups else texts.listing(conf))
     return 0
 

@@ -29,6 +29,8 @@ from alignctl.cli.options import (
 
 LOOK = "settings look like   train.lr=1e-5"
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+# Settings taken to the letter, whatever Hydra's grammar would make of brackets and commas.
+VERBATIM = ("reward.pattern",)
 
 
 @dataclass
@@ -115,6 +117,8 @@ def _set(request: Request, key: str, value: str) -> None:
     override = parsed(key, value)
     if key in request.settings:
         request.mistakes.append(Mistake(key, f"{key} is given twice", ("leave one of them out",)))
+    elif key in VERBATIM:
+        request.settings[key] = quoted(value)
     elif override is not None and override.is_sweep_override():
         request.mistakes.append(_several_values(key, f"{key}={value}"))
     elif override is None and value.startswith(("[", "{")):

@@ -12,21 +12,21 @@ from types import MappingProxyType
 from typing import Any
 
 from alignctl.cli.overrides import is_input
-from alignctl.config import FileDataset, TrainConfig, as_plain
+from alignctl.config import Config, FileDataset, TrainConfig, as_plain
 from alignctl.errors import UsageError
 from alignctl.runners.lineage import STEP_OF_RUN, read_config, understand
 
 SEARCHES = ("soup=greedy", "soup=sweep")
-NOTHING_PLANNED: Mapping[str, TrainConfig] = MappingProxyType({})
+NOTHING_PLANNED: Mapping[str, Config] = MappingProxyType({})
 
 
 def with_own_data(
-    verb: str, words: Sequence[str], planned: Mapping[str, TrainConfig] = NOTHING_PLANNED
+    verb: str, words: Sequence[str], planned: Mapping[str, Config] = NOTHING_PLANNED
 ) -> list[str]:
     """The words with the data of the first run among them; as they are where a data set is named already.
 
-    `planned` are runs that a recipe will have made by then, by directory. Raises UsageError when the run held
-    nothing out.
+    `planned` is what a recipe will have made by then, by directory.
+    Raises UsageError when the run held nothing out.
     """
     searches = verb == "soup" and any(word in SEARCHES for word in words)
     if not (verb == "eval" or searches):
@@ -46,14 +46,20 @@ def with_own_data(
     return [*words, *(word for word in own if word.partition("=")[0] not in keys)]
 
 
-def _run_of(word: str, planned: Mapping[str, TrainConfig]) -> tuple[str, TrainConfig] | None:
+def _run_of(word: str, planned: Mapping[str, Config]) -> tuple[str, TrainConfig] | None:
     """The run that a word names, and its config; None for any other model."""
-    at_step = STEP_OF_RUN.fullmatch(word)
-    directory = (at_step["run"] if at_step else word).removesuffix("/model")
-    if directory in planned:
-        return directory, planned[directory]
+    directory = directory_of(word)
+    config = planned.get(directory)
+    if isinstance(config, TrainConfig):
+        return directory, config
     run = understand(word).run
     return None if run is None else (str(run), read_config(run))
+
+
+def directory_of(word: str) -> str:
+    """RUN for RUN, RUN@STEP and RUN/model, by the word alone: also where there is no such run yet."""
+    at_step = STEP_OF_RUN.fullmatch(word)
+    return (at_step["run"] if at_step else word).removesuffix("/model")
 
 
 def _settings(prefix: str, values: dict[str, Any]) -> list[str]:

@@ -6,10 +6,10 @@
       NAME: train algo=sft seed=0
       OTHER: eval {NAME} judge=gold
 
-Decisions. A stage is a line as one would type it, without `alignctl`, so there is nothing to learn and nothing
-a recipe can do that a person could not; `{NAME}` stands for the directory of an earlier stage, which makes the
-order of the file the order of the work. Stages may not be called like a setting, so that `STAGE.key=value`
-on the command line never means two things.
+Decisions. A stage is a line as one would type it, without `alignctl`: nothing to learn, and nothing that a
+recipe can do and a person could not. `{NAME}` stands for the directory of an earlier stage, which makes the
+order of the file the order of the work. No stage is called like a setting, so that `STAGE.key=value` on the
+command line never means two things.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _words_of(file: Path, stage: str, run: str) -> list[str]:
 
 
 def _check_words(file: Path, stage: str, words: Sequence[str], earlier: Sequence[str]) -> None:
-    """Refuse flags, what belongs to the chain as a whole, and directories of stages that are not there yet."""
+    """Refuse flags, what belongs to the chain as a whole, and directories of stages yet to come."""
     for word in words[1:]:
         if word.startswith("-"):
             raise UsageError(f"{file}: stage {stage} has the flag {word}", "stages hold settings only")

@@ -16,9 +16,16 @@ from pathlib import Path
 
 from alignctl.cli.compose import SCHEMAS, load
 from alignctl.cli.mistakes import as_error, nearest
-from alignctl.cli.options import PATH_OPTIONS, Conf, chosen_by_default, option_settings, options, verb_settings
+from alignctl.cli.options import (
+    PATH_OPTIONS,
+    Conf,
+    chosen_by_default,
+    option_settings,
+    options,
+    verb_settings,
+)
 from alignctl.cli.overrides import quoted, read
-from alignctl.cli.own_data import with_own_data
+from alignctl.cli.own_data import directory_of, with_own_data
 from alignctl.cli.recipe import (
     CHAINS_OWN,
     SECTIONS,
@@ -31,7 +38,7 @@ from alignctl.cli.recipe import (
     read_recipe,
 )
 from alignctl.cli.refusals import is_tag, meant
-from alignctl.config import Config, TrainConfig, request_hash
+from alignctl.config import Config, PretrainedModel, SoupConfig, TrainConfig, request_hash
 from alignctl.errors import AlignctlError, UsageError
 
 HARDWARE = "hardware"
@@ -86,7 +93,7 @@ def plan(conf: Conf, words: Sequence[str]) -> Chain:
     stages = _composed(conf, recipe, commands, base)
     _refuse_twins(stages)
     if settings.out is None:
-        # The directories' names are part of the requests, so the hash is taken with a name that never changes.
+        # The directories are part of the requests, so the hash is taken with a name that never changes.
         digest = hashlib.sha256(" ".join(stage.request for stage in stages).encode()).hexdigest()[:8]
         base = Path(f"recipes/{recipe.name}-{digest}")
         stages = _composed(conf, recipe, commands, base)
@@ -206,9 +213,7 @@ def _settings_of(conf: Conf, line: Line, typed: Typed) -> frozenset[str]:
     return frozenset(key for key in found if not is_tag(key, SCHEMAS[line.verb]))
 
 
-def _reaches_none(
-    conf: Conf, recipe: Recipe, word: str, owned: Mapping[str, frozenset[str]]
-) -> UsageError:
+def _reaches_none(conf: Conf, recipe: Recipe, word: str, owned: Mapping[str, frozenset[str]]) -> UsageError:
     """Why a typed word goes nowhere: taken from another stage, of another kind of stage, or a typo."""
     key, title = key_of(word), f"recipe={recipe.name}"
     fitting = [line.name for line in recipe.lines if _fits(word, line, owned)]
@@ -228,26 +233,50 @@ def _reaches_none(
 # --- composed ------------------------------------------------------------------------------------------
 
 
-def _composed(
-    conf: Conf, recipe: Recipe, commands: Sequence[Sequence[str]], base: Path
-) -> tuple[Stage, ...]:
+def _composed(conf: Conf, recipe: Recipe, commands: Sequence[Sequence[str]], base: Path) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     directories: dict[str, str] = {}
-    trained: dict[str, TrainConfig] = {}
+    made: dict[str, Config] = {}
     for number, (line, words) in enumerate(zip(recipe.lines, commands, strict=True), start=1):
         directory = base / f"{number}-{line.name}"
         try:
-            filled = [_filled(word, directories) for word in words]
-            config = load(replace(conf, verb=line.verb), with_own_data(line.verb, filled, trained))
+            filled, config = _checked(conf, line.verb, words, directories, made)
         except AlignctlError as error:
             command = " ".join(["alignctl", line.verb, *words])
             error.hints = (*error.hints, f"in {place(number, len(commands), line.name)}: {command}")
             raise
         directories[line.name] = str(directory)
-        if isinstance(config, TrainConfig):
-            trained[str(directory)] = config
+        made[str(directory)] = config
         stages.append(Stage(line.name, line.verb, tuple(filled), directory, config))
     return tuple(stages)
+
+
+def _checked(
+    conf: Conf, verb: str, words: Sequence[str], directories: Mapping[str, str], made: Mapping[str, Config]
+) -> tuple[list[str], Config]:
+    """A stage's own words and its config; `made` are the earlier stages' configs by directory."""
+    filled = [_filled(word, directories) for word in words]
+    there = replace(conf, verb=verb)
+    config = load(there, with_own_data(verb, filled, made))
+    if isinstance(config, TrainConfig) and isinstance(config.model, PretrainedModel):
+        # A learning rate belongs to the size of a model. The option that reads any directory cannot know it,
+        # and its own default is made for large ones: so a model that an earlier stage trained keeps its own.
+        rate = _learning_rate(config.model.path, made)
+        if rate is not None and not any(key_of(word) == "model.lr" for word in words):
+            filled.append(f"model.lr={rate!r}")
+            config = load(there, filled)
+    return filled, config
+
+
+def _learning_rate(path: str, made: Mapping[str, Config]) -> float | None:
+    """`model.lr` of an earlier stage, of a soup's first member; None for any other model."""
+    match made.get(directory_of(path)):
+        case TrainConfig() as config:
+            return config.model.lr
+        case SoupConfig() as config:
+            return _learning_rate(config.members[0], made)
+        case _:
+            return None
 
 
 def _filled(word: str, directories: Mapping[str, str]) -> str:

@@ -114,27 +114,26 @@ def _stopped(chain: Chain, stage: Stage, where: str, code: int) -> str:
 
 def _summary(chain: Chain) -> str:
     width = max(len(stage.name) for stage in chain.stages)
-    lines = [f"{stage.name:<{width}}  {stage.directory}" for stage in chain.stages]
+    lines = ["", "stages", *(f"  {stage.name:<{width}}  {stage.directory}" for stage in chain.stages)]
     report = chain.stages[-1].directory / "report.html"
-    return "\n".join([*lines, *(["", f"report  {report}"] if report.exists() else [])])
+    return "\n".join([*lines, *([f"report  {report}"] if report.exists() else [])])
 
 
 # --- recipe.json ---------------------------------------------------------------------------------------
 
 
 def _write_record(chain: Chain, codes: list[int | None]) -> None:
-    stages = tuple(
-        StageRecord(
-            name=stage.name,
-            command=stage.command,
-            directory=str(stage.directory),
-            request=stage.request,
-            exit_code=code,
-        )
+    stages = [
+        {
+            "name": stage.name,
+            "command": stage.command,
+            "directory": str(stage.directory),
+            "request": stage.request,
+            "exit_code": code,
+        }
         for stage, code in zip(chain.stages, codes, strict=True)
-    )
-    record = Record(schema=1, recipe=chain.recipe.name, stages=stages)
-    write_json(chain.directory / RECORD, record.model_dump(mode="json"))
+    ]
+    write_json(chain.directory / RECORD, {"schema": 1, "recipe": chain.recipe.name, "stages": stages})
 
 
 def _record_in(directory: Path) -> Record | None:

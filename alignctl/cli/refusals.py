@@ -118,11 +118,11 @@ def _unknown_key(key: str, schema: Schema, choices: dict[str, str], conf: Conf) 
     where = f"{command} {owner} --help" if group in choices else f"{command} --help"
     names = options(conf, group) if group in choices else []
     others = [f"{group}={name}" for name in names if _has(option_settings(conf, group, name), key, schema)]
-    meant = meant(key, [name for name in schema.fields if not _is_tag(name, schema.tags)], choices)
+    close = meant(key, [name for name in schema.fields if not _is_tag(name, schema.tags)], choices)
     if others:
         hint = f"it belongs to   {' or '.join(others):<19} (all: {where})"
-    elif meant:
-        hint = f"did you mean   {meant:<20} (all: {where})"
+    elif close:
+        hint = f"did you mean   {close:<20} (all: {where})"
     else:
         hint = f"all settings   {where}"
     return Mistake(key, f"{key} is not a setting of {owner}", (hint,))

@@ -146,4 +146,3 @@ def resumed(sweep: Sweep) -> list[Job]:
         replace(job, exit_code=0 if old.exit_code == 0 else None)
         for job, old in zip(sweep.jobs, before, strict=True)
     ]
-

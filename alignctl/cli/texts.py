@@ -88,7 +88,7 @@ def listing(conf: Conf) -> str:
     """`alignctl ls`: every group with its options."""
     lines: list[str] = []
     for group, default in all_groups(conf).items():
-        lines += ["", *_options(conf, group, default)]
+        lines += ["", *option_lines(conf, group, default)]
     return "\n".join([*lines[1:], "", "settings of one group   alignctl ls GROUP"])
 
 
@@ -97,74 +97,15 @@ def group_listing(conf: Conf, group: str) -> str:
     groups = all_groups(conf)
     if group not in groups:
         raise UsageError(f"{group} is not a group of options", *alternatives(group, list(groups)))
-    lines = _options(conf, group, groups[group])
-    if group == RECIPE:
-        for name in options(conf, group):
-            lines += ["", f"{group}={name}", *_stages(conf, name)]
-        return "\n".join(lines)
+    lines = option_lines(conf, group, groups[group])
     for name in options(conf, group):
         rows = _table(option_settings(conf, group, name).values())
         lines += ["", f"{group}={name}", *rows] if rows else []
     return "\n".join(lines)
 
 
-def recipe_help(conf: Conf, words: Sequence[str]) -> str:
-    """`alignctl train recipe=NAME --help`: the stages, and how settings reach them."""
-    name = named_recipe(words) or ""
-    start = f"alignctl train recipe={name}"
-    recipe = read_recipe(conf, name)
-    lines = [*textwrap.wrap(f"{start}: {recipe.description}", WIDTH), ""]
-    lines += [f"usage   {start} [out=DIR] [key=value] [STAGE.key=value] [flags]   in any order", ""]
-    lines += ["stages, each in DIR/NUMBER-NAME; {NAME} is the directory of an earlier stage"]
-    lines += [*_stages(conf, name), ""]
-    lines += ["settings, which win over the recipe's own words", *_pairs(RECIPE_SETTINGS), ""]
-    flags = {flag: text for flag, text in FLAGS.items() if flag != "--multirun"} | RECIPE_FLAGS
-    lines += ["flags", *(f"  {flag:<18}{text}" for flag, text in flags.items())]
-    first = recipe.lines[0].name
-    lines += ["", "examples", f"  {start} out=recipes/first dataset=pairs.jsonl"]
-    return "\n".join([*lines, f"  {start} train.batch_size=4 {first}.train.lr=1e-5 --cfg job"])
-
-
-RECIPE_SETTINGS = {
-    "key=value": "goes to every train stage that has the setting (hardware: to every stage); what a stage "
-    "takes from another one, {NAME}, stays",
-    "STAGE.key=value": "goes to that stage alone",
-    "out": "directory of the chain; null = recipes/NAME-HASH, the same for the same stages",
-    "overwrite": "true = delete the stages that are there and start over; else the same command goes on after "
-    "the last finished stage",
-}
-RECIPE_FLAGS = {
-    "--help": "this text (-h)",
-    "--cfg job": "print the stages as they would run, run nothing",
-}
-
-
-def _stages(conf: Conf, name: str) -> list[str]:
-    """The stages of a recipe: number, name, what it is for, its command."""
-    lines: list[str] = []
-    for number, line in enumerate(read_recipe(conf, name).lines, start=1):
-        title = f"  {number} {line.name:<15} "
-        lines += textwrap.wrap(line.comment or " ", WIDTH, initial_indent=title, subsequent_indent=" " * 20)
-        lines += textwrap.wrap(
-            line.shown,
-            WIDTH,
-            initial_indent=" " * 20,
-            subsequent_indent=" " * 24,
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-    return lines
-
-
-def _pairs(texts: Mapping[str, str]) -> list[str]:
-    """A name and its text a line; long texts go on below."""
-    lines: list[str] = []
-    for name, text in texts.items():
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<18}", subsequent_indent=" " * 20)
-    return lines
-
-
-def _options(conf: Conf, group: str, default: str) -> list[str]:
+def option_lines(conf: Conf, group: str, default: str) -> list[str]:
+    """A group and its options, each with what it is; * before the default."""
     lines = [group]
     for name, file in options(conf, group).items():
         mark = "*" if name == default else " "

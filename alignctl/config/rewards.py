@@ -38,7 +38,7 @@ class PatternReward(Settings):
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
+            raise ValueError(f"reward.pattern={value} is not a regular expression: {error}") from error
         return value
 
 

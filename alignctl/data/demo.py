@@ -30,8 +30,9 @@ T = TypeVar("T")
 def load_demo(config: DemoDataset, *, kind: RowKind) -> PreferenceData:
     """`pairs` training rows (cut to `limit`) and `eval_pairs` held-out rows, with their gold score.
 
-    Rows and split are those of the pairs for every kind: answers keep the chosen side, prompts none. Ids are `demo/train/N` and `demo/held-out/N`, N from 0. Raises UsageError when more prompts are asked
-    for than there are.
+    Rows and split are those of the pairs for every kind: answers keep the chosen side, prompts none. Ids are
+    `demo/train/N` and `demo/held-out/N`, N from 0. Raises UsageError when more prompts are asked for than
+    there are.
     """
     wanted = min(config.pairs, config.limit or config.pairs)
     train = _draw("train", config.seed, wanted, f"dataset.pairs={config.pairs}")

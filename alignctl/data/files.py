@@ -38,8 +38,9 @@ def read_records(path: str, *, key: str, split: str, limit: int | None) -> Itera
     """Yield (line number from 1, fields or fault) of the first `limit` rows.
 
     A file's number is its physical line; through `datasets` it is the row's number. `split` is read only
-    for hub ids and directories; `key` is the setting that named the path. Raises SetupError when the source is missing or unreadable, DataError when
-    the file as a whole is not what it should be, UsageError for a split that does not exist.
+    for hub ids and directories; `key` is the setting that named the path. Raises SetupError when the source
+    is missing or unreadable, DataError when the file as a whole is not what it should be, UsageError for a
+    split that does not exist.
     """
     source = Path(path).expanduser()
     if source.is_file():

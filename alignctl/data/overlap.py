@@ -1,4 +1,4 @@
-"""Which rows have a prompt in common; prompts as short hashes that a run can keep and an evaluation ask for."""
+"""Rows with a prompt in common; prompts as short hashes, which a run can keep and an evaluation ask for."""
 
 from __future__ import annotations
 

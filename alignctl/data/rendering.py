@@ -158,9 +158,10 @@ def render_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, max_prompt: int)
 def closing_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of what the template writes after the end token of an answer; often a line break, often nothing.
 
-    Prompt, answer and these are the ids of the whole conversation as `tokenizer.apply_chat_template(messages)`
-    gives them, unless the answer was cut or had to be encoded apart from the prompt. Without a template, or where it writes no end token
-    and `render` appends one, nothing follows. Raises DataError when the template is unfit.
+    Prompt, answer and these are the ids of the whole conversation as `tokenizer.apply_chat_template(...)`
+    gives them, unless prompt or answer was cut or the two had to be encoded apart. Without a template, or
+    where it writes no end token and `render` appends one, nothing follows. Raises DataError when the template
+    is unfit.
     """
     ending = answer_ending(tokenizer)
     if not ending.kept:

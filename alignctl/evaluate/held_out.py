@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from alignctl.algos import PairLoss
+from alignctl.algos.bradley_terry import RewardLoss, reward_metrics, reward_pairs
 from alignctl.algos.pairs import outcomes, pair_metrics, pair_view, row_weights
 from alignctl.algos.sft import row_losses, row_metrics
 from alignctl.evaluate.statistics import Estimate, mean_interval, share
@@ -65,6 +67,19 @@ def evaluate_given_answers(examples: Sequence[Example], policy: Scores) -> Evalu
         "likelihood/chosen": mean_interval((sums / counts).tolist()),
     }
     return Evaluation(metrics, estimates)
+
+
+def evaluate_rewards(examples: Sequence[Example], rewards: Tensor, loss: RewardLoss) -> Evaluation:
+    """Loss and accuracy of a reward model over the held-out pairs, from its scores [n, 2]."""
+    out = loss(reward_pairs(examples, rewards))
+    weights = row_weights(examples, out.losses)
+    margins = out.reward_chosen - out.reward_rejected
+    estimates = {
+        "loss": mean_interval((out.losses * weights).tolist()),
+        "rewards/accuracies": share(outcomes(margins)),
+        "rewards/margins": mean_interval(margins.tolist()),
+    }
+    return Evaluation(reward_metrics(out, weights), estimates)
 
 
 def evaluate_answers(

@@ -1,26 +1,35 @@
-"""Sampling answers: prompts prefilled in batches, finished rows dropped, one uniform number per token.
+"""Sampling answers: each prompt read once, its key-value cache forked for its samples, ended rows dropped.
 
-A token is drawn by inverting the distribution's cumulative sum at a uniform number that depends on (seed,
-step, sample id, position) alone. So there is no random state to save, and an answer does not depend on
-which others are sampled beside it, up to the rounding of the forward pass.
+A token is drawn at a uniform number that depends on (seed, step, sample id, position) alone, so an answer
+does not depend on which others are sampled beside it, up to the rounding of the forward pass.
+
+TODO figures
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
+from alignctl.models.drawing import draw, uniforms
+from alignctl.models.kv_cache import keeps_all, merged_cache
 from alignctl.models.policy import Policy, autocast, plain_attention
 
-BATCH = 64
+BATCH = 128
 """Answers in flight; a decode step reads every weight once, however many rows share it."""
-BLOCK = 256
-"""Tokens whose probabilities are summed together when one is drawn."""
+PASS_TOKENS = 16384
+"""Prompt tokens read in one forward pass at most, so that activations stay small; one prompt always fits."""
+PASS_COST = (64, 1024)
+"""What a forward pass costs beside its tokens, in tokens: on a CPU, on a GPU."""
+STRETCH = (1, 8)
+"""Decode steps between looks at which rows have ended; a look waits for the device. On a CPU, on a GPU."""
 
 
 @torch.inference_mode()
@@ -28,80 +37,222 @@ def sample(
     policy: Policy,
     prompts: Sequence[np.ndarray],
     *,
+    samples: int = 1,
     stop: Sequence[int],
     max_new_tokens: int,
     temperature: float,
+    top_p: float = 1.0,
     seed: int,
     step: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[np.ndarray]:
-    """One answer per prompt, int32, ending with a stop token unless it ran to `max_new_tokens`.
+    """`samples` answers per prompt, prompt by prompt; int32, up to a stop token or `max_new_tokens` long.
 
-    `temperature` 0 takes the likeliest token. A prompt's index is its sample id.
+    `temperature` 0 takes the likeliest token. Answer j of prompt i is at i * samples + j, which is also its
+    sample id. `progress` hears (answers done, of how many) whenever some have ended.
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(prompts)
-    stops = torch.tensor(sorted(stop), device=policy.device)
-    with plain_attention(policy), autocast(policy):
-        for start in range(0, len(order), BATCH):
-            ids = order[start : start + BATCH]
-            uniforms = np.stack([_uniforms(seed, step, sample_id, max_new_tokens) for sample_id in ids])
-            tokens = _decode(policy, [prompts[i] for i in ids], stops, temperature, uniforms)
-            answers = _place(answers, ids, tokens, set(stop))
-            if progress:
-                progress(start + len(ids), len(prompts))
-    return answers
+    sheet = _Sheet(len(prompts) * samples, max_new_tokens, stop, progress)
+    numbers = [uniforms(seed, step, sample_id, max_new_tokens) for sample_id in range(sheet.total)]
+    waiting = _groups(prompts, samples)
+    sampler = _Sampler(
+        policy=policy,
+        sheet=sheet,
+        numbers=np.array(numbers),
+        pick=partial(draw, temperature=temperature, top_p=top_p),
+        growable=keeps_all(policy.causal_lm, max(map(len, prompts), default=0) + max_new_tokens),
+    )
+    flight: _Flight | None = None
+    with plain_attention(policy), autocast(policy), _cast_once(policy):
+        while waiting or flight:
+            taken = _fitting(waiting, _seats(flight, sampler.growable))
+            if taken:
+                flight = _board(sampler, flight, waiting[:taken])
+                waiting = waiting[taken:]
+            elif flight:
+                flight = _advance(sampler, flight)
+    return sheet.answers()
 
 
-def _place(
-    answers: list[np.ndarray], ids: Sequence[int], tokens: np.ndarray, stop: set[int]
-) -> list[np.ndarray]:
-    """Answers with the decoded rows [n, max_new_tokens] at their ids, each cut after its first stop token."""
-    placed = list(answers)
-    for row, sample_id in zip(tokens, ids, strict=True):
-        ends = np.flatnonzero(np.isin(row, list(stop)))
-        placed[sample_id] = row[: ends[0] + 1] if len(ends) else row
-    return placed
+@contextmanager
+def _cast_once(policy: Policy) -> Iterator[None]:
+    """Within it linear layers hold bfloat16 copies of the weights that autocast would cast at every step.
+
+    The numbers are the same. Where memory for all copies is lacking, autocast goes on casting the rest.
+    """
+    originals: list[tuple[nn.Linear, nn.Parameter, nn.Parameter | None]] = []
+    try:
+        if policy.compute_dtype == torch.bfloat16:
+            with suppress(torch.OutOfMemoryError):
+                for layer in policy.causal_lm.modules():
+                    if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+                        originals.append((layer, layer.weight, layer.bias))
+                        layer.weight = _low(layer.weight)
+                        layer.bias = None if layer.bias is None else _low(layer.bias)
+        yield
+    finally:
+        for layer, weight, bias in originals:
+            layer.weight, layer.bias = weight, bias
 
 
-def _uniforms(seed: int, step: int, sample_id: int, n: int) -> np.ndarray:
-    digest = hashlib.sha256(f"sample {seed} {step} {sample_id}".encode()).digest()
-    return np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))).random(n)
+def _low(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
 
 
-def _decode(
-    policy: Policy, prompts: Sequence[np.ndarray], stops: Tensor, temperature: float, uniforms: np.ndarray
-) -> np.ndarray:
-    """Tokens [n, max_new_tokens]; what follows a row's stop token is meaningless."""
-    model, device = policy.causal_lm, policy.device
-    ids, mask = _left_padded(prompts, device)
-    draws = torch.from_numpy(uniforms).to(device)
+def _seats(flight: _Flight | None, growable: bool) -> int:
+    """How many answers may join: taking in a few at a time would copy the cache too often."""
+    if flight is None:
+        return BATCH
+    return BATCH - len(flight.ids) if growable and 2 * len(flight.ids) <= BATCH else 0
+
+
+# --- answers -------------------------------------------------------------------------------------------
+
+
+class _Sheet:
+    """The answers as they are written, on the host."""
+
+    def __init__(
+        self, total: int, longest: int, stop: Sequence[int], progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.total = total
+        self.longest = longest
+        self.lengths = np.zeros(total, dtype=np.int64)
+        self._tokens = np.zeros((total, longest), dtype=np.int32)
+        self._stop = np.array(sorted(stop))
+        self._progress = progress
+        self._done = 0
+
+    def write(self, ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Go on with answers `ids` [n] by `tokens` [n, m]; bool [n]: which of them go on further."""
+        ends = np.isin(tokens, self._stop)
+        ended = ends.any(axis=1)
+        self._tokens[ids[:, None], self.lengths[ids, None] + np.arange(tokens.shape[1])] = tokens
+        self.lengths[ids] += np.where(ended, ends.argmax(axis=1) + 1, tokens.shape[1])
+        going = ~ended & (self.lengths[ids] < self.longest)
+        if self._progress and not going.all():
+            self._done += int((~going).sum())
+            self._progress(self._done, self.total)
+        return going
+
+    def answers(self) -> list[np.ndarray]:
+        return [row[:length].copy() for row, length in zip(self._tokens, self.lengths, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """One prompt [p] and the sample ids of its answers."""
+
+    prompt: np.ndarray
+    ids: np.ndarray
+
+
+def _groups(prompts: Sequence[np.ndarray], samples: int) -> list[_Group]:
+    """Unique prompts, shortest first; one with more than BATCH answers is read once for each BATCH."""
+    ids: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        ids.setdefault(tuple(prompt.tolist()), []).extend(range(number * samples, (number + 1) * samples))
+    return [
+        _Group(np.array(prompt), np.array(ids[prompt][start : start + BATCH]))
+        for prompt in sorted(ids, key=len)
+        for start in range(0, len(ids[prompt]), BATCH)
+    ]
+
+
+def _fitting(groups: Sequence[_Group], seats: int) -> int:
+    """How many of the first groups have answers for at most `seats`."""
+    return int((np.cumsum([len(group.ids) for group in groups]) <= seats).sum())
+
+
+# --- prompts -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Flight:
+    """n answers written side by side."""
+
+    ids: np.ndarray
+    """[n] sample ids."""
+    last: Tensor
+    """int64 [n]: each one's latest token, which the model has not read."""
+    places: Tensor
+    """int64 [n]: its position, so how many tokens the model has read."""
+    mask: Tensor
+    """int64 [n, columns]: where the cache holds tokens of a row."""
+    cache: DynamicCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sampler:
+    """What stays the same from the first token to the last."""
+
+    policy: Policy
+    sheet: _Sheet
+    numbers: np.ndarray
+    """float64 [total, max_new_tokens]: the uniform number of every token."""
+    pick: Callable[[Tensor, Tensor], Tensor]
+    """Tokens [n] from logits [n, V] at numbers [n]."""
+    growable: bool
+    """Whether all layers keep keys and values of all tokens, so that rows may be put together."""
+
+
+def _board(sampler: _Sampler, flight: _Flight | None, groups: Sequence[_Group]) -> _Flight | None:
+    """Read the groups' prompts, draw their first tokens, and go on with those beside `flight`."""
+    lengths = [len(group.prompt) for group in groups]
+    cost = PASS_COST[sampler.policy.device.type == "cuda"]
+    cuts = _passes(lengths, cost) if sampler.growable else [slice(len(groups))]
+    parts = [part for cut in cuts if (part := _read(sampler, groups[cut]))]
+    if flight:
+        parts.append((flight, torch.arange(len(flight.ids), device=sampler.policy.device)))
+    if not parts:
+        return None
+    if sampler.growable:
+        return _merged(parts, sampler.policy)
+    ((forked, rows),) = parts
+    # Not batch_repeat_interleave: recurrent layers lack it, and hybrid ones repeat only half with it.
+    forked.cache.reorder_cache(rows)  # type: ignore[arg-type]
+    return forked
+
+
+def _passes(lengths: Sequence[int], cost: int) -> list[slice]:
+    """Cut ascending lengths into forward passes with the fewest padded tokens and `cost` tokens a pass."""
+    best, cuts = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        longest = lengths[end - 1]
+        begins = [b for b in range(end) if b == end - 1 or (end - b) * longest <= PASS_TOKENS]
+        total, begin = min((best[b] + cost + (end - b) * longest, b) for b in begins)
+        best.append(total)
+        cuts.append(begin)
+    found = []
+    end = len(lengths)
+    while end:
+        found.append(slice(cuts[end], end))
+        end = cuts[end]
+    return found[::-1]
+
+
+def _read(sampler: _Sampler, groups: Sequence[_Group]) -> tuple[_Flight, Tensor] | None:
+    """The prompts' cache, and which of its rows each of the answers that go on from it [n] comes from."""
+    model, device = sampler.policy.causal_lm, sampler.policy.device
+    ids, mask = _left_padded([group.prompt for group in groups], device)
     cache = DynamicCache(config=model.config)
-    alive = torch.arange(len(prompts), device=device)
-    out = torch.full(uniforms.shape, int(stops[0]), dtype=torch.int64, device=device)
-    for position in range(uniforms.shape[1]):
-        places = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        token = _draw(logits.float(), temperature, draws[alive, position])
-        out[alive, position] = token
-        going = ~torch.isin(token, stops)
-        if not going.any():
-            break
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        ids = token[:, None]
-        if not going.all():
-            kept = going.nonzero()[:, 0]
-            # Not batch_select_indices: recurrent layers lack it, and hybrid ones select only half with it.
-            cache.reorder_cache(kept)  # type: ignore[arg-type]
-            alive, mask, ids = alive[kept], mask[kept], ids[kept]
-    return out.cpu().numpy().astype(np.int32)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    answers = np.concatenate([group.ids for group in groups])
+    rows = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.ids) for group in groups]))
+    numbers = torch.from_numpy(sampler.numbers[answers, 0]).to(device)
+    tokens = sampler.pick(logits.float()[rows.to(device)], numbers)
+    going = sampler.sheet.write(answers, tokens[:, None].cpu().numpy())
+    if not going.any():
+        return None
+    kept = torch.from_numpy(np.flatnonzero(going)).to(device)
+    rows = rows.to(device)[kept]
+    return _Flight(answers[going], tokens[kept], mask.sum(-1)[rows], mask[rows], cache), rows
 
 
 def _left_padded(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -115,22 +266,64 @@ def _left_padded(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[T
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-def _draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """One token per row of `logits` [n, V], by inversion at `uniform` [n] in [0, 1).
+# --- decoding ------------------------------------------------------------------------------------------
 
-    In two steps, first the block of tokens, then the token in it: only the sums of blocks and one block a row
-    are accumulated in float64, which takes a third of the time of a cumulative sum over the vocabulary.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    weights = (logits / temperature).sub_(logits.amax(-1, keepdim=True) / temperature).exp_()
-    padding = -weights.shape[1] % BLOCK
-    blocks = torch.nn.functional.pad(weights, (0, padding)).unflatten(1, (-1, BLOCK))
-    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    # Times the last sum, since weights are not divided by it.
-    target = (uniform * sums[:, -1])[:, None]
-    block = torch.searchsorted(sums, target, right=True).clamp_max(sums.shape[1] - 1)
-    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_min(0)), 0.0)
-    within = blocks.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(-1)
-    place = torch.searchsorted(within, target - before, right=True).clamp_max(BLOCK - 1)
-    return (block * BLOCK + place)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+def _advance(sampler: _Sampler, flight: _Flight) -> _Flight | None:
+    """Some tokens more for every row; then rows that ended leave."""
+    model, device, sheet = sampler.policy.causal_lm, sampler.policy.device, sampler.sheet
+    written = sheet.lengths[flight.ids]
+    steps = min(STRETCH[device.type == "cuda"], sheet.longest - int(written.max()))
+    numbers = sampler.numbers[flight.ids[:, None], written[:, None] + np.arange(steps)]
+    drawn = []
+    for uniform in torch.from_numpy(numbers).to(device).unbind(1):
+        mask = nn.functional.pad(flight.mask, (0, 1), value=1)
+        logits = model(
+            input_ids=flight.last[:, None],
+            attention_mask=mask,
+            position_ids=flight.places[:, None],
+            past_key_values=flight.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        drawn.append(sampler.pick(logits.float(), uniform))
+        flight = replace(flight, last=drawn[-1], places=flight.places + 1, mask=mask)
+    return _thinned(flight, sheet.write(flight.ids, torch.stack(drawn, dim=1).cpu().numpy()))
+
+
+def _thinned(flight: _Flight, going: np.ndarray) -> _Flight | None:
+    """The rows that go on; the last ones take the places of those that do not."""
+    if going.all():
+        return flight
+    if not going.any():
+        return None
+    n = int(going.sum())
+    index = np.arange(n)
+    index[~going[:n]] = n + np.flatnonzero(going[n:])
+    # Not batch_select_indices: recurrent layers lack it, and hybrid ones select only half with it.
+    flight.cache.reorder_cache(torch.from_numpy(index))  # type: ignore[arg-type]
+    rows = torch.from_numpy(index).to(flight.last.device)
+    return _Flight(flight.ids[index], flight.last[rows], flight.places[rows], flight.mask[rows], flight.cache)
+
+
+def _merged(parts: Sequence[tuple[_Flight, Tensor]], policy: Policy) -> _Flight:
+    """All parts' answers side by side; takes the parts' caches apart."""
+    flights = [flight for flight, _ in parts]
+    columns = max(int(flight.places.max()) for flight in flights)
+    return _Flight(
+        np.concatenate([flight.ids for flight in flights]),
+        torch.cat([flight.last for flight in flights]),
+        torch.cat([flight.places for flight in flights]),
+        torch.cat([_widened(flight.mask, columns) for flight in flights]),
+        merged_cache(
+            [(flight.cache, rows) for flight, rows in parts],
+            columns,
+            # Autocast would cast keys that rotary embeddings left in float32 at every step.
+            torch.bfloat16 if policy.compute_dtype == torch.bfloat16 else None,
+        ),
+    )
+
+
+def _widened(mask: Tensor, columns: int) -> Tensor:
+    """The last `columns` of a mask [n, m], zeros to the left where it has fewer."""
+    return nn.functional.pad(mask, (columns - mask.shape[1], 0))

@@ -166,7 +166,7 @@ def load_weights(source: Source) -> PreTrainedModel | PeftModel:
         if is_classifier(config):
             raise SetupError(
                 f"{source.base} is a sequence classifier, such as a reward model, and writes no text",
-                "it belongs where scores are wanted: reward=model reward.path=..., judge=reward judge.path=...",
+                "what wants scores: reward=model reward.path=..., judge=reward judge.path=...",
             )
         config.update(_dropout_off(config.to_dict()))
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -1,4 +1,4 @@
-"""A reward model: a causal language model with one linear score in place of its vocabulary (arXiv 2009.01325).
+"""A reward model: a causal language model with a linear score in place of its vocabulary, arXiv 2009.01325.
 
 The score reads the hidden state of an answer's last token, which has seen the whole conversation; so does
 transformers' sequence classifier, as which the model is saved. What such a classifier takes for the last
@@ -41,6 +41,7 @@ from alignctl.records import Example, PackedBatch
 TOLERANCE = 1e-3
 """Of a score, relative to the largest one: two forward passes in float32 differ by rounding alone."""
 PADDING = "<|pad|>"
+OTHER_MODEL = "algo=reward saves a sequence classifier; start from a model of another architecture"
 
 
 class RewardModel(nn.Module):
@@ -120,7 +121,7 @@ def with_padding(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> P
     own = tokenizer.pad_token_id
     if isinstance(own, int) and own not in ends and str(tokenizer.pad_token) not in template:
         return copied
-    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, *ends}
+    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, *ends)
     spare = [
         token.content
         for number, token in sorted(tokenizer.added_tokens_decoder.items())
@@ -131,15 +132,13 @@ def with_padding(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> P
     return copied
 
 
-def save_reward_model(
-    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
+def save_reward_model(reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write what `AutoModelForSequenceClassification.from_pretrained` opens, adapters merged.
 
-    `tokenizer` comes from `with_padding`; where its padding is a new token, the embedding saved has a row more.
+    `tokenizer` comes from `with_padding`; a padding token without a row in the embedding gets one.
     """
     model, pad = reward_model.model, _padding_id(tokenizer)
-    new_row = pad >= causal_lm(model).get_input_embeddings().weight.shape[0]
+    new_row = pad >= head_parameters(causal_lm(model))[0].shape[0]
     if isinstance(model, PeftModel) or new_row:
         model = copy.deepcopy(model)  # merging and resizing change a model in place
     lm: PreTrainedModel = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
@@ -167,9 +166,9 @@ def prove_classifier(reward_model: RewardModel, policy: Policy, tokenizer: PreTr
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(theirs.abs().max())):
         raise SetupError(
-            f"{type(classifier).__name__} does not score by the last token's hidden state alone: its scores are "
-            f"{difference:.2g} off",
-            "what algo=reward trains is saved as such a classifier; start from a model of another architecture",
+            f"{type(classifier).__name__} does not score by the last token's hidden state alone: "
+            f"its scores are {difference:.2g} off",
+            OTHER_MODEL,
         )
 
 
@@ -206,5 +205,5 @@ def _classifier(lm: PreTrainedModel, score: nn.Linear, pad: int) -> PreTrainedMo
 def _no_classifier(lm: PreTrainedModel) -> SetupError:
     return SetupError(
         f"transformers has no sequence classifier with one linear score for {type(lm).__name__}",
-        "what algo=reward trains is saved as one; start from a model of another architecture",
+        OTHER_MODEL,
     )

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from alignctl.errors import SetupError
-from alignctl.models.load import LOADING_ERRORS, Source
+from alignctl.models.load import LOADING_ERRORS, Source, is_classifier
 
 TOKENS = 8192
 """Per forward pass, padding counted."""
@@ -74,9 +74,8 @@ def score_config(setting: str, source: Source) -> PretrainedConfig:
     except LOADING_ERRORS as error:
         raise _unfit(setting, error) from error
     if config.num_labels != 1:
-        raise SetupError(
-            f"{setting} is no reward model: it has {config.num_labels} scores instead of one", NEEDED
-        )
+        found = f"{config.num_labels} scores instead of one" if is_classifier(config) else "no score"
+        raise SetupError(f"{setting} is no reward model: it has {found}", NEEDED)
     return config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -126,7 +126,7 @@ def prepare_data(config: TrainConfig, say: Callable[[str], None]) -> TrainingDat
     unlabelled, asked, bad_prompts = _render_both(
         config, to_answer.train, held_out_rows, tokenizer, vocabulary
     )
-    bad = (*train.bad, *held_out.bad, *bad_prompts)
+    bad = (*train.bad, *held_out.bad, *to_answer.bad, *bad_prompts)
     if bad and not drops_bad_rows(config.dataset):
         raise BadRows(bad)
     found = TrainingData(
@@ -218,7 +218,7 @@ def _to_answer(
     if config.dataset.prompts is not None:
         return without_held_out(load_prompts(config.dataset), data.held_out)
     if not train.examples:
-        return data, ()
+        return replace(data, bad=(), warnings=()), ()
     kept = {example.id for example in train.examples}
     return PreferenceData(tuple(row for row in data.train if row.id in kept), (), gold=data.gold), ()
 

@@ -61,7 +61,7 @@ def collect(
         "score/std": float(counted.double().std(correction=0)),
         "beta": beta,
         **_kl_metrics(log_ratios, mask, config.samples),
-        "response_length": float(mask.sum() / len(mask)),
+        "response_length": int(mask.sum()) / len(mask),
         "eos_rate": sum(sampled.ended) / len(sampled.ended),
         **_own_metrics(own, mask),
     }

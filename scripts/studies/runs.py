@@ -1,7 +1,7 @@
 """What the studies share: commands that are run once, figures read from their files, a table and a chart.
 
-A study is a list of ordinary `alignctl` commands. Each is run in a process of its own unless its directory says
-that it is done, so a study that was interrupted goes on where it stood when its command is repeated.
+A study is a list of ordinary `alignctl` commands. Each is run in a process of its own unless its directory
+says that it is done, so a study that was interrupted goes on where it stood when its command is repeated.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def of_ratios(ratios: list[list[float]]) -> tuple[Tensor, Tensor]:
 def test_policy_losses_are_the_worse_of_free_and_clipped() -> None:
     logps, old = of_ratios(RATIOS)
     losses = ppo.policy_losses(logps, old, table(ADVANTAGES), MASK, clip=0.2)
-    # Gains count up to 1.2, losses in full: of a bad token that became likelier, and of a good one that did not.
+    # Gains count up to 1.2, what got worse counts in full: a bad token likelier, a good one less so.
     expected = [[-2.0, -2.4, -1.0], [1.1], [3.0, 1.6]]
     assert rows_of(losses, MASK) == [pytest.approx(row, abs=1e-12) for row in expected]
 
@@ -197,7 +197,9 @@ def test_explained_variance_is_1_for_the_returns_themselves_and_0_for_a_constant
     returns = [[1.0, 2.0, 4.0], [0.0], [3.0, -1.0]]
     assert ppo.explained_variance(table(returns), table(returns), MASK) == 1
     assert ppo.explained_variance(torch.full((3, 3), 5.0), table(returns), MASK) == pytest.approx(0)
-    rest = [r - v for row, other in zip(returns, VALUES, strict=True) for r, v in zip(row, other, strict=True)]
+    rest = [
+        r - v for row, other in zip(returns, VALUES, strict=True) for r, v in zip(row, other, strict=True)
+    ]
     flat = [value for row in returns for value in row]
     expected = 1 - statistics.pvariance(rest) / statistics.pvariance(flat)
     assert ppo.explained_variance(table(VALUES), table(returns), MASK) == pytest.approx(expected)

@@ -28,6 +28,8 @@ def alignctl(*words: str) -> list[str]:
         ("eval-help.txt", ["eval", "--help", "judge=endpoint"]),
         ("ls.txt", ["ls"]),
         ("ls-adapter.txt", ["ls", "adapter"]),
+        ("ls-recipe.txt", ["ls", "recipe"]),
+        ("recipe-help.txt", ["train", "--help", "recipe=salsa-2seeds"]),
     ],
 )
 def test_help_is_the_golden_one_and_fits_the_screen(

@@ -1,18 +1,14 @@
-"""--multirun: planning, resuming, children and signals."""
+"""--multirun: planning and resuming."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from alignctl.cli.options import open_conf
-from alignctl.cli.sweep import Sweep, combinations, plan, resumed, run_child
+from alignctl.cli.sweep import Sweep, combinations, plan, resumed
 from alignctl.errors import RunDirectoryError, UsageError
 
 CONF = open_conf(None)
@@ -81,34 +77,3 @@ def test_another_sweep_in_the_same_directory_is_refused(tmp_path: Path):
     written(plan(CONF, ["seed=1,2", f"out={tmp_path}"]), [0, 0])
     with pytest.raises(RunDirectoryError, match="holds another sweep"):
         resumed(plan(CONF, ["seed=1,3", f"out={tmp_path}"]))
-
-
-@pytest.mark.parametrize(
-    ("program", "code"), [("raise SystemExit(5)", 5), ("import os; os.kill(os.getpid(), 9)", 137)]
-)
-def test_a_jobs_exit_code_is_kept(program: str, code: int):
-    assert run_child([sys.executable, "-c", program]) == code
-
-
-def test_a_signal_to_the_sweep_reaches_its_job_once(tmp_path: Path):
-    ready = tmp_path / "ready"
-    program = f"""
-import pathlib, signal, time
-seen = []
-signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
-pathlib.Path({str(ready)!r}).touch()
-while not seen:
-    time.sleep(0.01)
-time.sleep(0.2)
-raise SystemExit(100 + len(seen))
-"""
-
-    def stop() -> None:
-        while not ready.exists():
-            threading.Event().wait(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    assert run_child([sys.executable, "-c", program]) == 101
-    thread.join()

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignctl.config import DemoDataset, FileDataset
+from alignctl.config import FileDataset
 from alignctl.data.bad_rows import BadRows, count_reasons
-from alignctl.data.preferences import load_file, load_prompts, split_rows, without_held_out
+from alignctl.data.preferences import load_file, split_rows
 from alignctl.errors import DataError, SetupError
 from alignctl.records import Message, Row
 
@@ -240,130 +240,6 @@ def test_strange_but_usable_data_is_told_in_a_sentence(tmp_path, case):
     assert len(data.train) == len(rows)
 
 
-# --- answers and prompts -------------------------------------------------------------------------------
-
-ASKED = [{"prompt": f"q{n % 40}", "chosen": f"a{n}", "rejected": "b", "note": n} for n in range(60)]
-
-
-def prompts_of(rows):
-    return [row.prompt[0].content for row in rows]
-
-
-def test_one_file_is_split_alike_for_pairs_answers_and_prompts(tmp_path):
-    rows = [*ASKED, text(chosen="5"), text(rejected="")]
-    path = write(tmp_path / "rows.jsonl", rows)
-    config = dataset(path, eval_size=0.25, on_bad="drop")
-    pairs, answers, prompts = (load_file(config, seed=3, kind=k) for k in ("pairs", "answers", "prompts"))
-    assert len(pairs.train) + len(pairs.held_out) == 60
-    assert 13 <= len(pairs.held_out) <= 15
-    for split in (lambda data: data.train, lambda data: data.held_out):
-        assert [row.id for row in split(answers)] == [row.id for row in split(pairs)]
-        assert [row.branches for row in split(answers)] == [row.branches[:1] for row in split(pairs)]
-        assert prompts_of(split(prompts)) == list(dict.fromkeys(prompts_of(split(pairs))))
-        assert all(row.branches == () for row in split(prompts))
-    assert not set(prompts_of(pairs.train)) & set(prompts_of(pairs.held_out))
-    assert pairs.bad == answers.bad == prompts.bad
-    assert prompts.warnings == (
-        "Columns that are not read: 'note'.",
-        "Repeats of an earlier prompt, left out: 20 of 60 rows.",
-    )
-
-
-def test_prompts_of_an_eval_file_are_held_out_and_come_once(tmp_path):
-    train = write(tmp_path / "train.jsonl", [{"prompt": word} for word in ("a", "b", "a", "c")])
-    held = write(tmp_path / "eval.jsonl", [{"prompt": word} for word in ("d", "d", "c")])
-    data = load_file(dataset(train, eval_path=str(held), eval_size=1), seed=0, kind="prompts")
-    assert (prompts_of(data.train), prompts_of(data.held_out)) == (["a", "b", "c"], ["d", "c"])
-    assert [row.id for row in data.held_out] == [f"{held}:1", f"{held}:3"]
-    assert data.warnings == (
-        "Repeats of an earlier prompt, left out: 2 of 7 rows.",
-        "Held-out prompts that are also trained on: 1 of 2 rows.",
-    )
-
-
-def test_strange_answers_are_told_as_strange_pairs_are_and_repeats_are_kept(tmp_path):
-    rows = [{"prompt": f"q{n % 10}", "completion": "a", "p_chosen": 0.5} for n in range(12)]
-    data = load_file(dataset(write(tmp_path / "rows.jsonl", rows)), seed=0, kind="answers")
-    assert len(data.train) == 12
-    assert data.warnings == (
-        "Columns that are not read: 'p_chosen'.",
-        "Exact repeats of an earlier row: 2 of 12 rows.",
-    )
-
-
-def test_answers_and_prompts_of_another_form_or_far_longer_than_most_are_bad(tmp_path):
-    turn = {"role": "user", "content": "hi"}
-    rows = [{"prompt": [turn]}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c" * 50_000}]
-    path = write(tmp_path / "rows.jsonl", rows)
-    expected = [
-        f"{path}:1 row: in chat form where most rows are in text form",
-        f"{path}:4 row: over 100 times the median length (50000 characters)",
-    ]
-    with pytest.raises(BadRows) as caught:
-        load_file(dataset(path), seed=0, kind="prompts")
-    assert [bad.text for bad in caught.value.rows] == expected
-    write(path, [row | {"completion": "x"} for row in rows])
-    with pytest.raises(BadRows) as caught:
-        load_file(dataset(path), seed=0, kind="answers")
-    assert [bad.text for bad in caught.value.rows] == [expected[0], expected[1].replace("50000", "50001")]
-
-
-def test_the_file_of_prompts_is_read_whole_and_its_repeats_are_told(tmp_path):
-    asked = write(tmp_path / "asked.jsonl", [{"prompt": word, "id": 1} for word in ("a", "b", "a", "c")])
-    config = dataset(tmp_path / "unread.jsonl", prompts=str(asked), limit=1, split="other")
-    data = load_prompts(config)
-    assert (prompts_of(data.train), data.held_out, data.gold) == (["a", "b", "c"], (), None)
-    assert data.warnings == (
-        "dataset.prompts: Columns that are not read: 'id'.",
-        "dataset.prompts: Repeats of an earlier prompt, left out: 1 of 4 rows.",
-    )
-
-
-def test_bad_rows_of_the_file_of_prompts_are_errors_or_dropped(tmp_path):
-    asked = write(tmp_path / "asked.jsonl", [{"prompt": ""}, {"prompt": "a"}])
-    config = dataset(tmp_path / "unread.jsonl", prompts=str(asked))
-    with pytest.raises(BadRows) as caught:
-        load_prompts(config)
-    assert [bad.text for bad in caught.value.rows] == [f"{asked}:1 prompt: empty"]
-    data = load_prompts(config.model_copy(update={"on_bad": "drop"}))
-    assert (prompts_of(data.train), [bad.id for bad in data.bad]) == (["a"], [f"{asked}:1"])
-    with pytest.raises(SetupError, match=r"dataset\.prompts: there is no file"):
-        load_prompts(config.model_copy(update={"prompts": "nowhere.jsonl"}))
-    with pytest.raises(DataError, match="holds no rows"):
-        load_prompts(config.model_copy(update={"prompts": str(write(tmp_path / "none.jsonl", []))}))
-    with pytest.raises(ValueError, match=r"dataset\.prompts is null"):
-        load_prompts(dataset(asked))
-
-
-def test_demo_prompts_are_as_many_as_asked_and_scored():
-    config = DemoDataset(
-        kind="demo",
-        seed=0,
-        pairs=10,
-        eval_pairs=5,
-        gold_samples=0,
-        prompts=6,
-        limit=None,
-        min_response_tokens=2,
-    )
-    data = load_prompts(config)
-    assert [row.id for row in data.train] == [f"demo/train/{place}" for place in range(10, 16)]
-    assert data.gold is not None
-    assert {data.gold(row, "no").total for row in data.train} <= {0.0, 1.0}
-
-
-def test_no_held_out_prompt_is_asked(tmp_path):
-    asked = write(tmp_path / "asked.jsonl", [{"prompt": word} for word in ("a", "b", "c", "d")])
-    found = load_prompts(dataset(tmp_path / "unread.jsonl", prompts=str(asked)))
-    held_out = tuple(Row(word, (Message("user", word),), ("x", "y")) for word in ("b", "d", "e"))
-    kept, told = without_held_out(found, held_out)
-    assert prompts_of(kept.train) == ["a", "c"]
-    assert told == kept.warnings == ("dataset.prompts: Left out because they are held out: 2 of 4.",)
-    assert without_held_out(found, held_out[2:]) == (found, ())
-    with pytest.raises(DataError, match="no prompt is left"):
-        without_held_out(found, found.train)
-
-
 # --- real and hostile files ----------------------------------------------------------------------------
 
 
@@ -381,19 +257,6 @@ def test_real_hh_rows_load_and_the_eight_unclean_ones_are_named():
     lines = [int(bad.id.rsplit(":", 1)[1]) for bad in caught.value.rows]
     assert lines == [87, 517, 668, 764, 926, 1104, 1255, 1320]
     assert count_reasons(caught.value.rows) == count_reasons(data.bad)
-
-
-@pytest.mark.skipif(not HH.exists(), reason=f"no real HH-RLHF rows at {HH.name} beside the repository")
-def test_real_hh_rows_are_split_alike_whatever_is_read_of_them():
-    config = dataset(HH, on_bad="drop", eval_size=0.1)
-    pairs, answers, prompts = (load_file(config, seed=0, kind=k) for k in ("pairs", "answers", "prompts"))
-    assert [(row.id, row.prompt, row.branches) for row in answers.held_out] == [
-        (row.id, row.prompt, row.branches[:1]) for row in pairs.held_out
-    ]
-    assert {row.prompt for row in prompts.held_out} == {row.prompt for row in pairs.held_out}
-    assert {row.prompt for row in prompts.train} == {row.prompt for row in pairs.train}
-    assert all(row.prompt[-1].role == "user" for row in prompts.train)
-    assert pairs.bad == answers.bad == prompts.bad
 
 
 VALID = "".join(

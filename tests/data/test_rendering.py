@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from alignctl.config import Columns, FileDataset
 from alignctl.data.preferences import load_file
-from alignctl.data.rendering import closing_ids, render, render_prompt, render_prompts
+from alignctl.data.rendering import render, render_prompt
 from alignctl.data.template import (
     MAX_TEMPLATE,
     answer_ending,
@@ -29,7 +29,6 @@ from alignctl.data.template import (
     template_hash,
 )
 from alignctl.errors import DataError
-from alignctl.models.tiny import tiny_tokenizer
 from alignctl.records import Message, Row
 
 HH = Path(__file__).parents[3] / "shared" / "data" / "hh-harmless-1.jsonl.gz"
@@ -292,33 +291,6 @@ def test_control_tokens_can_be_allowed():
     assert example.prompt.tolist().count(tok.convert_tokens_to_ids("<|im_start|>")) == 3
 
 
-# --- one answer ----------------------------------------------------------------------------------------
-
-
-def alone(answer="yes it is", **changes) -> Row:
-    return row(**changes | {"branches": (answer,)})
-
-
-def test_a_row_of_one_answer_is_the_pair_without_its_other_side():
-    tok = tokenizer()
-    (pair,) = rendered([row(weight=2.0)], tok).examples
-    (single,) = rendered([alone(weight=2.0)], tok).examples
-    assert single.prompt.tolist() == pair.prompt.tolist()
-    assert [ids.tolist() for ids in single.branches] == [pair.branches[0].tolist()]
-    assert (single.weight, single.tokens) == (2.0, len(pair.prompt) + len(pair.branches[0]))
-
-
-def test_one_answer_that_cannot_be_used_is_called_the_answer():
-    tight = {"max_prompt": 30, "max_length": 34, "min_response_tokens": 5}
-    bad = rendered([alone("<|im_end|>"), row("<|im_end|>", id="f:2", branches=("a",))], tokenizer()).bad
-    bad += rendered([alone(LONG, prompt="x" * 40, id="f:3")], tokenizer(), **tight).bad
-    assert [fault.text for fault in bad] == [
-        "f:1 answer: contains a control token (<|im_end|>)",
-        "f:2 prompt: contains a control token (<|im_end|>)",
-        "f:3 answer: too few tokens left after truncation (4)",
-    ]
-
-
 # --- tokenizers and templates that are unfit -----------------------------------------------------------
 
 NO_OPENING = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -368,121 +340,6 @@ def test_the_template_is_named_by_its_hash():
     assert template_hash(tokenizer()) == hashlib.sha256(CHATML.encode()).hexdigest()
     assert template_hash(tokenizer(None)) == hashlib.sha256(b"").hexdigest()
     assert template_hash(tokenizer({"default": CHATML, "tool_use": INST})) == template_hash(tokenizer())
-
-
-# --- prompts alone -------------------------------------------------------------------------------------
-
-
-def prompts_of(rows, tok, **changes):
-    limits = {"max_prompt": 200, "vocab_size": len(tok), "allow_control_tokens": False}
-    return render_prompts(rows, tok, **(limits | changes))
-
-
-def test_prompts_alone_are_those_of_training_in_the_order_of_the_rows():
-    tok = tokenizer()
-    pairs = [row("q" * (n % 5) + f" {n}", id=f"f:{n}") for n in range(600)]
-    result = prompts_of([row(id=pair.id, prompt=pair.prompt[0].content, branches=()) for pair in pairs], tok)
-    assert (result.truncated, result.bad) == (0, ())
-    assert {ids.dtype for ids in result.ids} == {np.dtype(np.int32)}
-    assert [ids.tolist() for ids in result.ids] == [
-        example.prompt.tolist() for example in rendered(pairs, tok).examples
-    ]
-
-
-def test_long_prompts_keep_their_last_tokens_and_are_counted():
-    tok = tokenizer()
-    rows = [row("short", branches=()), row("x" * 60, branches=()), row("y" * 90, branches=())]
-    whole = prompts_of(rows, tok)
-    cut = prompts_of(rows, tok, max_prompt=50)
-    assert (whole.truncated, cut.truncated) == (0, 2)
-    assert [len(ids) for ids in cut.ids] == [len(whole.ids[0]), 50, 50]
-    assert [ids.tolist() for ids in cut.ids] == [ids[-50:].tolist() for ids in whole.ids]
-    assert cut.ids[2].tolist() == render_prompt(rows[2], tok, 50).tolist()
-
-
-def test_bad_prompts_are_named_and_left_out():
-    tok = tokenizer(CHATML + "\n{% if messages[0].content == 'stop' %}{{ 1 / 0 }}{% endif %}")
-    words = ("fine", "a<|im_end|>", "stop", "fine too")
-    rows = [row(word, id=f"f:{place}", branches=()) for place, word in enumerate(words)]
-    result = prompts_of(rows, tok)
-    assert [bad.text for bad in result.bad] == [
-        "f:1 prompt: contains a control token (<|im_end|>)",
-        "f:2 prompt: the chat template refuses it (division by zero, template line 5)",
-    ]
-    assert [decode(tok, ids).split("\n")[1] for ids in result.ids] == ["fine<|im_end|>", "fine too<|im_end|>"]
-    assert prompts_of(rows[1:2], tok, allow_control_tokens=True).bad == ()
-    assert prompts_of([], tok).ids == ()
-    assert prompts_of(rows[1:2], tok).ids == ()
-    (beyond,) = prompts_of(rows[:1], tok, vocab_size=100).bad
-    assert beyond.text.startswith("f:0 row: a token id beyond the model's embedding (2")
-    (empty,) = prompts_of([row("", chat=False, branches=())], tokenizer(None)).bad
-    assert empty.text == "f:1 prompt: no tokens"
-
-
-@pytest.mark.parametrize("case", UNFIT, ids=lambda case: case[0])
-def test_what_is_unfit_for_training_is_unfit_for_prompts(case):
-    _, changes, message = case
-    with pytest.raises(DataError, match=re.escape(message)):
-        prompts_of([row(branches=())], tokenizer(**changes))
-
-
-# --- what follows the end token ------------------------------------------------------------------------
-
-SPACED = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% if m.role == 'assistant' %}{{ tail }}"
-)
-TWO_ENDS = SPACED.replace("{{ tail }}", "\n<|endoftext|>\n\n") + (
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-TALK = (
-    Message("system", "be kind"),
-    Message("user", "hello"),
-    Message("assistant", "a"),
-    Message("user", "b"),
-)
-
-
-def whole_ids(tok, messages, answer):
-    turns = [
-        {"role": turn.role, "content": turn.content} for turn in (*messages, Message("assistant", answer))
-    ]
-    return tok.apply_chat_template(turns, tokenize=True, return_dict=False)
-
-
-@pytest.mark.parametrize(
-    ("template", "closing"), [(CHATML, "\n"), (INST, ""), (TWO_ENDS, "\n<|endoftext|>\n\n")], ids=str
-)
-def test_prompt_answer_and_closing_ids_are_the_whole_conversation(template, closing):
-    tok = tokenizer(template)
-    assert decode(tok, closing_ids(tok)) == closing
-    messages = TALK[1:] if template == INST else TALK
-    (example,) = rendered([row(chosen="yes\n", rejected="no it", id="f:1", prompt="", **{})], tok).examples
-    (example,) = rendered([Row("f:1", messages, ("yes\n", "no it"))], tok).examples
-    for answer, ids in zip(("yes\n", "no it"), example.branches, strict=True):
-        assert [*example.prompt, *ids, *closing_ids(tok)] == whole_ids(tok, messages, answer)
-
-
-def test_nothing_follows_an_end_token_that_no_template_writes():
-    assert closing_ids(tokenizer(None)) == []
-    assert closing_ids(tokenizer(PLAIN_TEMPLATE)) == []
-
-
-def test_the_tiny_tokenizers_conversation_is_whole_with_its_closing_ids():
-    tok = tiny_tokenizer()
-    (example,) = rendered([Row("f:1", TALK, ("naïve\n\ncafé", "b"))], tok).examples
-    assert [*example.prompt, *example.branches[0], *closing_ids(tok)] == whole_ids(tok, TALK, "naïve\n\ncafé")
-    assert decode(tok, closing_ids(tok)) == "\n"
-
-
-@pytest.mark.slow
-def test_smollm2s_conversation_is_whole_with_its_closing_ids(smollm2):
-    tok = AutoTokenizer.from_pretrained(smollm2)
-    answers = ("Sure.\n\n1. One\n2. Two\n", " naïve 你好 🙂", "x = [1, 2]\n\n\n")
-    for messages in (TALK, TALK[1:], TALK[1:2]):
-        (example,) = rendered([Row("f:1", messages, answers)], tok).examples
-        for answer, ids in zip(answers, example.branches, strict=True):
-            assert [*example.prompt, *ids, *closing_ids(tok)] == whole_ids(tok, messages, answer)
-    assert decode(tok, closing_ids(tok)) == "\n"
 
 
 # --- real rows -----------------------------------------------------------------------------------------

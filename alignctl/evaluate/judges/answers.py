@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from alignctl.data.bad_rows import BadRows, RowFault, bad_row
-from alignctl.data.schemas import ROLES
+from alignctl.data.conversations import ROLES
 from alignctl.errors import DataError
 from alignctl.evaluate.judges.rows import check_columns, read_rows, text_of
 from alignctl.records import Message

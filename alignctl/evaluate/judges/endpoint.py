@@ -159,8 +159,7 @@ def _refuse_for_good(endpoint: Endpoint, fault: RequestFault) -> None:
     if fault.reason == REDIRECT:
         target = redirect_host(endpoint.url, fault.said, endpoint.key)
         raise SetupError(
-            f"judge.url={endpoint.base} redirects to {target}; "
-            "alignctl follows no redirect",
+            f"judge.url={endpoint.base} redirects to {target}; alignctl follows no redirect",
             "if that is the server you mean, give its address as judge.url",
         ) from fault
 

@@ -7,7 +7,6 @@ in run.json.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ import torch
 from torch import nn
 
 from alignctl.config import NoAdapter, PpoConfig
-from alignctl.errors import SetupError
 from alignctl.evaluate.held_out import Evaluation, joined
-from alignctl.evaluate.rewards import Reward
+from alignctl.evaluate.rewards import Reward, normalised
 from alignctl.evaluate.statistics import mean_interval
 from alignctl.models.critic import Critic, separate_critic, trained_modules, trunk_critic
 from alignctl.models.live_reference import LiveReference
@@ -29,7 +27,7 @@ from alignctl.records import Example, Sampled
 from alignctl.runners.checkpoints import export_model
 from alignctl.runners.preparation import policy_of, scoring_tokens
 from alignctl.runners.references import find_reference, frozen
-from alignctl.runners.rewards import critic_start, normalised, open_reward
+from alignctl.runners.rewards import critic_start, open_reward
 from alignctl.runners.tasks.answers import Say, answer_held_out, gold_of
 from alignctl.runners.tasks.task import Setup, StepPlan
 from alignctl.train.ppo_step import ppo_optimiser, ppo_step
@@ -174,11 +172,6 @@ def _scale(setup: Setup, algo: PpoConfig, reward: Reward) -> tuple[float, float]
     leave_if_stopped(setup.stop, "stopped before the first step")
     scores = score(reward, sampled, setup)
     mean, sd = statistics.fmean(scores), statistics.pstdev(scores)
-    if not math.isfinite(sd) or sd == 0:
-        raise SetupError(
-            f"{reward.name} gives every answer of the starting model the same score: {scores[0]:g}",
-            "there is nothing to learn from it; another reward, or reward.normalise=false",
-        )
     setup.panel.note(f"reward of the starting model: mean {mean:.3f}, spread {sd:.3f} over {size} answers")
     setup.directory.update(decided={**decided, "reward_mean": mean, "reward_sd": sd})
     return mean, sd
