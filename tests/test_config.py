@@ -57,6 +57,10 @@ NEEDED = {
     "judge=reward": ["judge.path=some/model"],
     "judge=local": ["judge.path=some/model"],
     "judge=endpoint": ["judge.model=some-model"],
+    "algo=salsa-ppo": ["algo.reference.members=[runs/a,runs/b]"],
+    "reward=model": ["algo=ppo", "reward.path=some/model"],
+    "reward=pattern": ["algo=ppo", "reward.pattern=x"],
+    "reward=endpoint": ["algo=ppo", "reward.url=http://127.0.0.1:1"],
 }
 
 

@@ -54,7 +54,7 @@ def online_kl(tokens: OnlineTokens, *, samples: int, estimator: Estimator) -> On
 def _full(tokens: OnlineTokens) -> OnlineKl:
     assert tokens.kl is not None
     terms = tokens.kl.detach()
-    losses = _per_answer(tokens.kl + tokens.logps * _later(terms, tokens.counts), tokens)
+    losses = _per_answer(tokens.kl + tokens.logps * _later(terms, tokens), tokens)
     return OnlineKl(losses, _per_answer(terms, tokens), terms)
 
 
@@ -72,10 +72,11 @@ def _without_mean_of_others(values: Tensor) -> Tensor:
     return values if k == 1 else (values - values.mean(1, keepdim=True)) * (k / (k - 1))
 
 
-def _later(terms: Tensor, counts: Tensor) -> Tensor:
+def _later(terms: Tensor, tokens: OnlineTokens) -> Tensor:
     """Per token, the sum of the terms that follow it in its own answer, [N]."""
-    totals = (part.double().cumsum(0) for part in terms.split(counts.tolist()))
-    return torch.cat([total[-1] - total for total in totals]).to(terms.dtype)
+    running = terms.double().cumsum(0)
+    last = tokens.counts.cumsum(0) - 1
+    return (running[last][tokens.branch] - running).to(terms.dtype)
 
 
 def _per_answer(values: Tensor, tokens: OnlineTokens) -> Tensor:

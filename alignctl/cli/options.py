@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -77,7 +78,12 @@ def open_conf(config_dir: str | None, verb: str = "train") -> Conf:
 
 def chosen_by_default(conf: Conf) -> dict[str, str]:
     """Group -> option, from the defaults list of the command's YAML."""
-    document = yaml.safe_load((conf.shipped / f"{conf.verb}.yaml").read_text(encoding="utf-8"))
+    return dict(_defaults(conf.shipped / f"{conf.verb}.yaml"))
+
+
+@cache
+def _defaults(file: Path) -> dict[str, str]:
+    document = yaml.safe_load(file.read_text(encoding="utf-8"))
     return {
         group: option
         for entry in document["defaults"]

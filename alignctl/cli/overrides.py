@@ -65,6 +65,9 @@ def read(words: Sequence[str], conf: Conf) -> Request:
             request.mistakes.append(Mistake(key, f"{key} is given twice", ("leave one of them out",)))
         elif key in groups:
             _choose(request, conf, key, value)
+        elif (conf.shipped / key).is_dir():
+            hint = f"groups   {'  '.join(groups)}"
+            request.mistakes.append(Mistake(key, f"{key} is not a setting of alignctl {conf.verb}", (hint,)))
         else:
             _set(request, key, value)
     if inputs and request.inputs:

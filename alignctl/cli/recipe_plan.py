@@ -19,6 +19,7 @@ from alignctl.cli.mistakes import as_error, nearest
 from alignctl.cli.options import (
     PATH_OPTIONS,
     Conf,
+    all_groups,
     chosen_by_default,
     option_settings,
     options,
@@ -130,8 +131,10 @@ class Typed:
 def _with_typed(conf: Conf, recipe: Recipe, words: Sequence[str]) -> list[list[str]]:
     """The words of each stage, `{NAME}` still in them; raises UsageError for a word that reaches none."""
     typed = _addressed(recipe, words)
-    # Mistakes that need no stage to be seen: no setting at all, an unknown option, given twice.
-    mistakes = read(typed.general, conf).mistakes
+    # Mistakes that need no stage to be seen: no setting at all, an unknown option, given twice. A group of
+    # another command is left for below, where the stage that it may be meant for is known.
+    elsewhere = all_groups(conf).keys() - chosen_by_default(conf).keys()
+    mistakes = read([word for word in typed.general if key_of(word) not in elsewhere], conf).mistakes
     if mistakes:
         raise as_error(mistakes)
     owned = {line.name: _settings_of(conf, line, typed) for line in recipe.lines}

@@ -142,6 +142,10 @@ class TrainConfig(Settings):
             raise ValueError(
                 "algo.critic=none compares a prompt's answers with one another: algo.samples=2 or more"
             )
+        if self.algo.critic == "none" and self.algo.critic_warmup > 0:
+            raise ValueError("algo.critic_warmup is not read with algo.critic=none")
+        if self.algo.kl_target is not None and self.algo.beta == 0:
+            raise ValueError("algo.kl_target steers algo.beta by factors, and from 0 it cannot move")
         if self.algo.minibatches > self.train.batch_size:
             raise ValueError(
                 f"algo.minibatches={self.algo.minibatches} is more than the "

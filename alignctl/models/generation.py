@@ -79,7 +79,7 @@ def _cast_once(policy: Policy) -> Iterator[None]:
 
     The numbers are the same. Where memory for all copies is lacking, autocast goes on casting the rest.
     """
-    originals: list[tuple[nn.Linear, nn.Parameter, nn.Parameter | None]] = []
+    originals: list[tuple[nn.Linear, Tensor, Tensor | None]] = []
     try:
         if policy.compute_dtype == torch.bfloat16:
             with suppress(torch.OutOfMemoryError):
@@ -87,14 +87,14 @@ def _cast_once(policy: Policy) -> Iterator[None]:
                     if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
                         originals.append((layer, layer.weight, layer.bias))
                         layer.weight = _low(layer.weight)
-                        layer.bias = None if layer.bias is None else _low(layer.bias)
+                        layer.bias = None if layer.bias is None else _low(layer.bias)  # type: ignore[assignment]
         yield
     finally:
         for layer, weight, bias in originals:
-            layer.weight, layer.bias = weight, bias
+            layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
 
 
-def _low(parameter: nn.Parameter) -> nn.Parameter:
+def _low(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
 
 

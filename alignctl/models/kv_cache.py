@@ -34,6 +34,9 @@ def keeps_all(model: PreTrainedModel, longest: int) -> bool:
 class _RoomyLayer(DynamicLayer):
     """One layer's keys and values [rows, heads, columns, dim] as views of its stores."""
 
+    keys: Tensor  # type: ignore[assignment]
+    values: Tensor  # type: ignore[assignment]
+
     def __init__(self, stores: Sequence[Tensor], columns: int) -> None:
         super().__init__()
         self.stores = tuple(stores)
@@ -82,27 +85,22 @@ def merged_cache(
     Keeps the last `columns` tokens, in `dtype` if given. Takes the layers out of the caches, one at a time,
     so that the old ones' memory is free for the new.
     """
-    indices = [rows for _, rows in parts]
     layers = []
     while parts[0][0].layers:
-        old = [cache.layers.pop(0) for cache, _ in parts]
-        stores = [
-            _right_aligned(
-                [
-                    held[:, :, -columns:].index_select(0, rows)
-                    for held, rows in zip(kind, indices, strict=True)
-                ],
-                columns,
-                dtype,
-            )
-            for kind in ([layer.keys for layer in old], [layer.values for layer in old])
-        ]
-        layers.append(_RoomyLayer(stores, columns))
+        old = [(cache.layers.pop(0), rows) for cache, rows in parts]
+        keys = [_taken(layer.keys, rows, columns) for layer, rows in old]  # type: ignore[union-attr]
+        values = [_taken(layer.values, rows, columns) for layer, rows in old]  # type: ignore[union-attr]
+        layers.append(_RoomyLayer([_right_aligned(held, columns, dtype) for held in (keys, values)], columns))
     return RoomyCache(layers)
 
 
+def _taken(held: Tensor, rows: Tensor, columns: int) -> Tensor:
+    """Rows of keys or values [rows, heads, any, dim], the last `columns` of them."""
+    return held[:, :, -columns:].index_select(0, rows)
+
+
 def _right_aligned(parts: Sequence[Tensor], columns: int, dtype: torch.dtype | None) -> Tensor:
-    """Parts [n, heads, at most columns, dim] below each other, zeros at their left and ROOM at their right."""
+    """Parts [n, heads, at most columns, dim] below each other, zeros at the left and ROOM at the right."""
     _, heads, _, dim = parts[0].shape
     store = parts[0].new_zeros(sum(map(len, parts)), heads, columns + ROOM, dim, dtype=dtype)
     begin = 0

@@ -14,15 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignctl.config import ModelConfig, PretrainedModel, request_hash
+from alignctl.config import (
+    ModelConfig,
+    PpoConfig,
+    PretrainedModel,
+    RewardModelConfig,
+    TrainConfig,
+    request_hash,
+)
 from alignctl.errors import RunDirectoryError, SetupError
 from alignctl.models.load import Source, load_start, load_tokenizer, locate, locate_path
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.reference import cache_root
 from alignctl.runners.lineage import Lineage, lineage_of, read_config, trained_on, understand
-from alignctl.train.checkpoint import load_step, step_name
+from alignctl.train.checkpoint import Loaded, load_step, step_name
 from alignctl.train.durable import publish_directory
 from alignctl.train.optimiser import restore_model
 
@@ -111,9 +119,23 @@ def _written_out(run: Path, step: int, say: Say) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         source = locate_model(config.model, say)
         start = load_start(source, config.adapter, seed=config.seed)
-        restore_model(start.model, loaded.tensors("model"))
+        restore_model(start.model, _policy_tensors(config, loaded))
         export_model(start.model, load_tokenizer(source), target)
     return target
+
+
+def _policy_tensors(config: TrainConfig, loaded: Loaded) -> dict[str, Tensor]:
+    """The policy among the tensors of a checkpoint: ppo keeps it beside its critic."""
+    if isinstance(config.algo, RewardModelConfig):
+        raise SetupError(
+            f"{loaded.path} holds a reward model, which is written out at the end of its run alone",
+            "name the run without a step; checkpoint.export=last keeps its last step",
+        )
+    tensors = loaded.tensors("model")
+    if not isinstance(config.algo, PpoConfig):
+        return tensors
+    prefix = "policy."
+    return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
 
 
 def _own_reference(lineage: Lineage, say: Say) -> Source | None:

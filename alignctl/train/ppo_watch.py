@@ -15,8 +15,9 @@ import torch
 
 from alignctl.config import PpoConfig
 
-RATIO_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""Mean distance from 1 of the ratios before the first update; rounding alone stays well below."""
+RATIO_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Mean distance from 1 of the ratios before the first update. Rounding alone stays below: 0.04 for SmolLM2 in
+bfloat16, whose logits are rounded before the log-softmax, and 3e-7 in float32."""
 FAR = 30.0
 """Nats per answer from which on the reference no longer holds the policy."""
 TARGETS_MISSED = 3.0

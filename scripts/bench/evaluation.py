@@ -98,7 +98,7 @@ def prepare_rows(data: Path, pairs: int, model: str, target: Path) -> None:
     config = load(open_conf(None), [f"dataset={data}", "dataset.on_bad=drop", "dataset.eval_size=0"])
     assert isinstance(config, TrainConfig)
     assert config.dataset.kind == "file"
-    rows = load_file(config.dataset, seed=0).train
+    rows = load_file(config.dataset, seed=0, kind="pairs").train
     rendered = render_rows(
         config.dataset, rows, load_tokenizer(Source(model, None)), 1 << 20, max_length=1024, max_prompt=512
     )

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from alignctl.report.closing import Figure, Outcome, closing_text, print_closing
-from alignctl.report.figures import ASCII_LEVELS, duration, figure, printable, sparkline
+from alignctl.report.figures import ASCII_LEVELS, duration, figure, printable, sparkline, speed
 from alignctl.report.terminal import Panel, Progress, Series, draw, open_panel, stderr_console
 
 TRAIN = {
@@ -64,7 +64,7 @@ def a_short_run(panel: Panel) -> None:
     panel.working("reference log-probs", 64, 64)
     panel.evaluated(0, {**HELD_OUT, "loss": 0.6931})
     for step in range(1, 9):
-        panel.train_step(step, {**TRAIN, "loss": 0.7 - 0.01 * step}, 1.9, 3.14)
+        panel.train_step(step, {**TRAIN, "loss": 0.7 - 0.01 * step}, "1.9 pairs/s", 3.14)
         if step == 4:
             panel.warn("3 pairs were truncated")
     panel.note("checkpoint step-000008")
@@ -80,7 +80,7 @@ def drawn(progress: Progress, width: int, ascii_only: bool = False) -> list[str]
 
 
 def a_progress() -> Progress:
-    progress = Progress("dpo tiny demo", 80, step=30, eta=112.0, pairs_per_second=1.93, memory_gb=3.14)
+    progress = Progress("dpo tiny demo", 80, step=30, eta=112.0, speed="1.9 pairs/s", memory_gb=3.14)
     for name, value in HELD_OUT.items():
         progress.held_out[name] = Series([0, 25], [value, value + 0.1])
     for name, value in TRAIN.items():
@@ -97,8 +97,8 @@ def test_a_run_on_a_pipe_is_one_exact_line_per_event() -> None:
     with open_panel(console, "dpo", 80, clock=lambda: next(ticks)) as panel:
         panel.plan(["model  smollm2-135m", "data   demo"])
         panel.working("reference log-probs", 64, 64)
-        panel.train_step(1, TRAIN, 1.93, 3.1)
-        panel.train_step(10, TRAIN, 1.93, 3.1)
+        panel.train_step(1, TRAIN, "1.9 pairs/s", 3.1)
+        panel.train_step(10, TRAIN, "1.9 pairs/s", 3.1)
         panel.evaluated(25, HELD_OUT)
         panel.warn("loss rises")
         panel.note("checkpoint step-000025")
@@ -118,9 +118,9 @@ def test_a_run_on_a_pipe_is_one_exact_line_per_event() -> None:
 def test_a_resumed_run_estimates_from_its_own_steps() -> None:
     stream, console = pipe()
     with open_panel(console, "dpo", 80, clock=clock_of(2.0)) as panel:
-        panel.train_step(41, {}, 0.034, 0.0)
-        panel.train_step(42, {}, 12.0, 0.0)
-        panel.train_step(80, {}, 12.0, 0.0)
+        panel.train_step(41, {}, speed(0.034, "pairs"), 0.0)
+        panel.train_step(42, {}, speed(12.0, "pairs"), 0.0)
+        panel.train_step(80, {}, speed(12.0, "pairs"), 0.0)
     assert stream.getvalue() == (
         "step 41/80  0.034 pairs/s\nstep 42/80  12.0 pairs/s  eta 1:16\nstep 80/80  12.0 pairs/s\n"
     )
@@ -225,7 +225,7 @@ def test_a_terminal_gets_the_panel_and_keeps_its_warnings(width: int) -> None:
 def test_the_cursor_comes_back_when_the_run_fails() -> None:
     stream, console = tty(80)
     with pytest.raises(ZeroDivisionError), open_panel(console, "dpo", 8) as panel:
-        panel.train_step(1 // 0, TRAIN, 1.0, 1.0)
+        panel.train_step(1 // 0, TRAIN, "1.0 pairs/s", 1.0)
     assert stream.getvalue().rstrip().endswith("\x1b[?25h")
 
 
@@ -233,7 +233,7 @@ def test_a_fast_loop_is_not_drawn_at_every_step() -> None:
     stream, console = tty(80)
     with open_panel(console, "dpo", 1000, clock=clock_of(0.001)) as panel:
         for step in range(1, 1001):
-            panel.train_step(step, TRAIN, 1000.0, 0.0)
+            panel.train_step(step, TRAIN, "1000.0 pairs/s", 0.0)
     frames = stream.getvalue().count("╭")
     assert 5 <= frames <= 40
 
@@ -294,7 +294,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TERM", "dumb")
     stream, console = tty(80)
     with open_panel(console, "dpo", 8) as panel:
-        panel.train_step(1, {"loss": 0.5}, 1.0, 0.0)
+        panel.train_step(1, {"loss": 0.5}, "1.0 pairs/s", 0.0)
     assert "\x1b[?25l" not in stream.getvalue()
     assert "step 1/8  loss 0.5000  1.0 pairs/s" in stream.getvalue()
 
@@ -305,8 +305,8 @@ def test_broken_figures_are_shown_as_they_are(value: float) -> None:
         with open_panel(console, "dpo", 8, clock=clock_of(1.0)) as panel:
             panel.evaluated(0, HELD_OUT)
             panel.evaluated(1, {"loss": value})
-            panel.train_step(1, {"loss": value}, 1.0, 0.0)
-            panel.train_step(2, {"loss": 0.5}, 1.0, 0.0)
+            panel.train_step(1, {"loss": value}, "1.0 pairs/s", 0.0)
+            panel.train_step(2, {"loss": 0.5}, "1.0 pairs/s", 0.0)
     assert figure("loss", value) == format(value, ".4g")
 
 
@@ -338,7 +338,7 @@ import sys
 from alignctl.report.terminal import open_panel, stderr_console
 with open_panel(stderr_console(sys.stderr), "dpo", 3) as panel:
     for step in (1, 2, 3):
-        panel.train_step(step, {"loss": 1 / step}, 1.0, 1.0)
+        panel.train_step(step, {"loss": 1 / step}, "1.0 pairs/s", 1.0)
 print("results", sys.stderr.isatty())
 """
 

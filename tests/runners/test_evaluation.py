@@ -83,7 +83,7 @@ def examples() -> tuple[Example, ...]:
     config = load(open_conf(None, "eval"), ["runs/0", *EVAL])
     assert isinstance(config, EvalConfig)
     tokenizer = AutoTokenizer.from_pretrained("runs/0/model")
-    rows = load_demo(config.dataset).held_out  # type: ignore[arg-type]
+    rows = load_demo(config.dataset, kind="pairs").held_out  # type: ignore[arg-type]
     limits = {"max_length": 100_000, "max_prompt": 99_999, "min_response_tokens": 1}
     return render(rows, tokenizer, vocab_size=len(tokenizer), allow_control_tokens=False, **limits).examples
 
@@ -280,7 +280,7 @@ def as_file(rows: Sequence[int], name: str, **changes: str) -> str:
     """Some demo pairs as a file of the user's own, in that order."""
     config = load(open_conf(None, "eval"), ["runs/0", *EVAL])
     assert isinstance(config, EvalConfig)
-    held_out = load_demo(config.dataset).held_out  # type: ignore[arg-type]
+    held_out = load_demo(config.dataset, kind="pairs").held_out  # type: ignore[arg-type]
     lines = [
         {
             "prompt": [{"role": "user", "content": held_out[row].prompt[0].content}],
@@ -356,7 +356,7 @@ def trained_row() -> str:
     """The first prompt that runs/0 was trained on, as a row of a user's file."""
     config = load(open_conf(None, "eval"), ["runs/0", "dataset.pairs=160"])
     assert isinstance(config, EvalConfig)
-    row = load_demo(config.dataset).train[0]  # type: ignore[arg-type]
+    row = load_demo(config.dataset, kind="pairs").train[0]  # type: ignore[arg-type]
     line = {"prompt": [{"role": "user", "content": row.prompt[0].content}]} | {
         side: [{"role": "assistant", "content": text}]
         for side, text in zip(("chosen", "rejected"), row.branches, strict=True)

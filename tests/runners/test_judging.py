@@ -51,7 +51,7 @@ def evaluate(*words: str, out: str) -> dict[str, Any]:
 def prompts() -> list[str]:
     config = load(open_conf(None, "eval"), ["run", *EVAL])
     assert isinstance(config, EvalConfig)
-    return [row.prompt[0].content for row in load_demo(config.dataset).held_out[:8]]  # type: ignore[arg-type]
+    return [row.prompt[0].content for row in load_demo(config.dataset, kind="pairs").held_out[:8]]  # type: ignore[arg-type]
 
 
 def write_opponent(name: str, answers: dict[str, str]) -> str:

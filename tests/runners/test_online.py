@@ -170,6 +170,21 @@ def test_the_reward_of_a_run_trains_a_policy_and_its_scale_is_kept() -> None:
     assert json.loads((implicit / "run.json").read_text())["decided"]["reward_sd"] > 0
 
 
+def test_a_checkpoint_of_ppo_is_a_model_and_one_of_a_reward_model_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = train("run", RUNS["ppo-trunk"])
+    again = train("again", {"algo": "sft", "model": f"{run}@4", "train.steps": "1"})
+    kept = load_file(run / "checkpoints" / "step-000004" / "model.safetensors")
+    assert {name.partition(".")[0] for name in kept} == {"policy", "critic"}
+    assert json.loads((again / "run.json").read_text())["status"] == "done"
+    reward = train("reward", {"algo": "reward"})
+    capsys.readouterr()
+    code, said = refused({"algo": "ppo", "reward": "model", "reward.path": f"{reward}@4"}, capsys)
+    assert code == 3
+    assert "holds a reward model" in said
+
+
 def test_a_separate_critic_starts_from_the_reward_model() -> None:
     reward = train("reward", {"algo": "reward", "train.lr": "1e-2"})
     settings = PPO | {"reward": "model", "reward.path": str(reward), "algo.critic": "separate"}

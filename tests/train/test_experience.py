@@ -199,3 +199,22 @@ def vars_of(experience: Experience) -> dict[str, Tensor]:
         "advantages": experience.advantages,
         "returns": experience.returns,
     }
+
+
+def test_discount_and_decay_are_each_their_own(three: SimpleNamespace) -> None:
+    critic = three.drawn(separate_critic(three.policy(three.model(seed=3)), None))
+    experience, _ = collect(
+        three.policy(three.model()),
+        three.reference(three.model(seed=1)),
+        critic,
+        three.sampled([[(0, 2), (2,)]]),
+        torch.tensor([1.0, 0.5]),
+        three.gae(gamma=0.5, gae_lambda=0.75),
+        0.0,
+        token_budget=ALL,
+    )
+    first, second = plain_values(critic, three.prompt, (0, 2)).tolist()
+    late = 1.0 - second
+    early = 0.5 * second - first + 0.5 * 0.75 * late
+    assert experience.advantages[0].tolist() == pytest.approx([early, late], abs=1e-10)
+    assert experience.advantages[1].tolist() == pytest.approx([0.5 - first, 0.0], abs=1e-10)

@@ -1,4 +1,4 @@
-"""HyPO's gradient on a small real Llama: against separate plain passes, against enumeration, however it is split."""
+"""HyPO's gradient on a small real Llama: against plain passes, against enumeration, however it is split."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ def answers(pairs: list[Example], make_rows: MakeRows) -> dict[str, Sampled]:
     drawn = make_rows([(1, 3, 5), (1, 2, 1), (1, 4, 4), (1, 1, 6)], seed=6)
     own = [replace(answer, prompt=pair.prompt) for answer, pair in zip(drawn, pairs, strict=False)]
     apart = make_rows([(4, 3, 5), (7, 1, 2)], seed=7)
-    return {"own": answered(own), "apart": answered(apart), "mixed": answered([apart[0], own[3], own[0], own[1]])}
+    return {
+        "own": answered(own),
+        "apart": answered(apart),
+        "mixed": answered([apart[0], own[3], own[0], own[1]]),
+    }
 
 
 # --- the same, written out -----------------------------------------------------------------------------
@@ -104,7 +108,7 @@ def plain_online(model, reference, sampled: Sampled, estimator: str) -> tuple[Te
         if estimator == "full":
             for logp, kl, _ in found:
                 later = [kl[t + 1 :].sum().detach() for t in range(len(kl))]
-                losses.append(kl.sum() + sum(l * f for l, f in zip(logp, later, strict=True)))
+                losses.append(kl.sum() + sum(a * b for a, b in zip(logp, later, strict=True)))
             nats.append([float(kl.detach().sum()) for _, kl, _ in found])
         else:
             (first, _, one), (second, _, other) = found

@@ -174,6 +174,18 @@ def test_warm_up_trains_the_critic_alone(three: SimpleNamespace, critic_kind: st
     assert moved(before, modules) == set(before)
 
 
+def test_a_gradient_far_below_adams_epsilon_hardly_moves(three: SimpleNamespace) -> None:
+    optimiser = ppo_optimiser(three.policy(three.model()), None, three.config, weight_decay=0.0)
+    parameter = optimiser.param_groups[0]["params"][0]
+    parameter.grad = torch.full_like(parameter, 1e-7)
+    before = parameter.detach().clone()
+    optimiser.param_groups[0]["lr"] = 1.0
+    optimiser.step()
+    # Adam's first step is lr g / (g + eps): a hundredth with epsilon 1e-5, and 0.9 with AdamW's own 1e-8.
+    expected = torch.full_like(parameter, 1e-7 / (1e-7 + 1e-5))
+    torch.testing.assert_close(before - parameter.detach(), expected, rtol=1e-6, atol=0)
+
+
 def test_the_critic_learns_at_its_own_rate(three: SimpleNamespace) -> None:
     policy = three.policy(three.model())
     critic = three.drawn(separate_critic(three.policy(three.model(seed=3)), None))
