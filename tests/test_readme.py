@@ -46,7 +46,23 @@ def evaluations() -> list[list[str]]:
 
 
 def trainings() -> list[list[str]]:
-    return [words[1:] for words in commands() if words[0] == "train" and "--help" not in words]
+    return [
+        words[1:]
+        for words in commands()
+        if words[0] == "train" and "--help" not in words and not any(w.startswith("recipe=") for w in words)
+    ]
+
+
+def recipes() -> list[list[str]]:
+    return [words for words in commands() if any(word.startswith("recipe=") for word in words)]
+
+
+def online_shrunk(words: list[str]) -> dict[str, str]:
+    """What makes an algorithm that samples small; the start of ppo and salsa-ppo stays as it is typed."""
+    algo = next((word.removeprefix("algo=") for word in words if word.startswith("algo=")), "dpo")
+    shrunk = {"hypo": {"algo.prompts_per_step": "2"}, "ppo": {"model": "runs/sft-0"}}
+    shrunk["salsa-ppo"] = shrunk["ppo"]
+    return shrunk[algo] | {"algo.max_new_tokens": "4"} if algo in shrunk else {}
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +81,22 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_seeds() -> None:
     """The runs that the commands name, small, with the checkpoints that they name."""
-    shrunk = {**SHRUNK, **DEMO, "train.steps": "80", "checkpoint.every": "40", "checkpoint.keep": "4"}
-    del shrunk["dataset.eval_size"]
+    steps = {"train.steps": "80", "checkpoint.every": "40", "checkpoint.keep": "4"}
     for seed in ("0", "1"):
-        words = [f"{key}={value}" for key, value in shrunk.items()]
-        assert main(["train", *words, f"seed={seed}", f"out=runs/seed-{seed}"]) == 0
+        _run(f"runs/seed-{seed}", {"seed": seed} | steps)
+
+
+@pytest.fixture
+def chain() -> None:
+    """What ppo and salsa-ppo are given: two fine-tuned models and a reward model."""
+    for seed in ("0", "1"):
+        _run(f"runs/sft-{seed}", {"algo": "sft", "seed": seed})
+    _run("runs/reward", {"algo": "reward"})
+
+
+def _run(out: str, settings: dict[str, str]) -> None:
+    shrunk = {key: value for key, value in (SHRUNK | DEMO).items() if key != "dataset.eval_size"} | settings
+    assert main(["train", *(f"{key}={value}" for key, value in shrunk.items()), f"out={out}"]) == 0
 
 
 def test_the_readme_has_commands() -> None:
@@ -100,15 +127,31 @@ def test_every_other_command_composes(verb: str, words: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [w for w in trainings() if "--cfg" not in w], ids=" ".join)
 def test_every_training_command_trains_when_shrunk(words: list[str], request: pytest.FixtureRequest) -> None:
-    if any(word.startswith("algo.reference.members=") for word in words):
+    if any("runs/seed-" in word for word in words):
         request.getfixturevalue("two_seeds")
+    if any("runs/sft-" in word for word in words):
+        request.getfixturevalue("chain")
     demo = not any(word.startswith("dataset=") for word in words)
     shrink = SHRUNK | DEMO if demo else dict(SHRUNK)
     if demo:
         del shrink["dataset.eval_size"]
+    shrink |= online_shrunk(words)
     kept = [word for word in words if word.split("=")[0] not in (*shrink, "out")]
     assert main(["train", *kept, *(f"{key}={value}" for key, value in shrink.items()), "out=run"]) == 0
     assert list(Path("run").rglob("model/config.json")) or list(Path("run").rglob("adapter_config.json"))
+
+
+@pytest.mark.slow
+def test_every_recipe_of_the_readme_runs_when_shrunk_and_is_done_when_repeated() -> None:
+    assert recipes()
+    small = {key: value for key, value in (SHRUNK | DEMO).items() if key != "dataset.eval_size"}
+    words = [f"{key}={value}" for key, value in small.items() if not key.startswith("eval.samples")]
+    for recipe in recipes():
+        online = ["ppo.algo.max_new_tokens=4", "out=chain"]
+        assert main([*recipe, *words, *online]) == 0
+        record = Path("chain/recipe.json").read_bytes()
+        assert main([*recipe, *words, *online]) == 0
+        assert Path("chain/recipe.json").read_bytes() == record
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,6 +27,8 @@ from alignctl.cli.options import (
     options,
     unsafe_text,
 )
+from alignctl.errors import AlignctlError
+from alignctl.runners.lineage import lineage_of, understand
 
 LOOK = "settings look like   train.lr=1e-5"
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -40,12 +43,15 @@ class Request:
     choices: dict[str, str] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    inherited: dict[str, str] = field(default_factory=dict)
+    """Settings that a chosen model brings along; anything typed wins."""
     mistakes: list[Mistake] = field(default_factory=list)
 
     def hydra_overrides(self) -> list[str]:
         """The list that Hydra composes with."""
         chosen = [f"{group}={option}" for group, option in self.choices.items()]
-        return chosen + [f"++{key}={value}" for key, value in self.settings.items()]
+        settings = self.inherited | self.settings
+        return chosen + [f"++{key}={value}" for key, value in settings.items()]
 
 
 def read(words: Sequence[str], conf: Conf) -> Request:
@@ -107,6 +113,8 @@ def _choose(request: Request, conf: Conf, group: str, value: str) -> None:
     elif path_option := option_for_path(group, value):
         request.choices[group] = path_option
         _set(request, f"{group}.path", value)
+        if group == "model":
+            request.inherited |= _own_rate(value)
     elif any(separator in value for separator in ",([{"):
         request.mistakes.append(_several_values(group, f"{group}={value}"))
     else:
@@ -114,6 +122,16 @@ def _choose(request: Request, conf: Conf, group: str, value: str) -> None:
         if group in PATH_OPTIONS:
             hints = (*hints, f"your own   {PATH_OPTIONS[group][1]}")
         request.mistakes.append(Mistake(group, f"{group}={value} is not an option of {group}", hints))
+
+
+def _own_rate(model: str) -> dict[str, str]:
+    """The learning rate of the model that a run or soup started from: it suits what became of it as well, and
+    the rate of an unknown model would not."""
+    with suppress(AlignctlError):  # a run that cannot be read is told by who opens it
+        lineage = lineage_of(understand(model))
+        if lineage is not None:
+            return {"model.lr": repr(lineage.model.lr)}
+    return {}
 
 
 def _set(request: Request, key: str, value: str) -> None:

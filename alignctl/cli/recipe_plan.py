@@ -156,7 +156,7 @@ def _addressed(recipe: Recipe, words: Sequence[str]) -> Typed:
     typed = Typed([], {line.name: [] for line in recipe.lines})
     for word in words:
         first, dot, rest = word.lstrip("+").partition(".")
-        if dot and first in typed.named:
+        if dot and "=" in word and first in typed.named:
             if key_of(rest) in CHAINS_OWN:
                 hint = f"type it without the stage   {rest}"
                 raise UsageError(f"{key_of(rest)} is set for the recipe as a whole", hint)

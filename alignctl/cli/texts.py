@@ -40,7 +40,7 @@ def overview(verbs: Mapping[str, str]) -> str:
     lines += ["  alignctl train algo=ipo dataset=pairs.jsonl      train on your own pairs"]
     lines += ["  alignctl soup runs/a runs/b out=soups/ab         the mean of two runs"]
     lines += ["  alignctl eval runs/a runs/b                      which of two runs to ship, and by how much"]
-    lines += ["  alignctl train recipe=salsa-2seeds               a chain of commands, gone on with after a stop"]
+    lines += ["  alignctl train recipe=salsa-2seeds               a chain of commands, stage by stage"]
     lines += ["  alignctl ls algo                                 the algorithms"]
     return "\n".join(lines)
 

@@ -66,17 +66,22 @@ def pattern_reward(pattern: str) -> Reward:
 
 
 def normalised(reward: Reward, mean: float, sd: float) -> Reward:
-    """The same reward, shifted and scaled so that scores of that mean and deviation have 0 and 1.
-
-    Where they did not differ (a pattern that no answer had), they say nothing of the scale, and it stays:
-    divided by next to nothing, the first answer to differ would be worth millions.
-    """
-    scale = sd if sd > SAME * max(1.0, abs(mean)) else 1.0
+    """The same reward, shifted and scaled so that scores of that mean and deviation have 0 and 1."""
+    scale = scale_of(mean, sd)
 
     def found(rows: Sequence[Row], answers: Sequence[str], progress: Progress | None) -> list[float]:
         return [(value - mean) / scale for value in reward.score(rows, answers, progress)]
 
     return replace(reward, score=found)
+
+
+def scale_of(mean: float, sd: float) -> float:
+    """What scores are divided by: their deviation, or 1 where they did not differ (a pattern in no answer).
+
+    Such scores say nothing of the scale; divided by next to nothing, the first answer to differ would be
+    worth millions.
+    """
+    return sd if sd > SAME * max(1.0, abs(mean)) else 1.0
 
 
 # --- by text: a sequence classifier --------------------------------------------------------------------

@@ -4,8 +4,10 @@ The score reads the hidden state of an answer's last token, which has seen the w
 transformers' sequence classifier, as which the model is saved. What such a classifier takes for the last
 token is the last one that is no padding, so it is saved with a padding token that occurs nowhere else.
 
-The score's weights start as in that paper, normal with variance 1 / (H + 1): from zero the first step would
-move nothing but the score.
+The score's weights start as in that paper, normal with variance 1 / (H + 1), which costs a step 0 that is
+not quite indifferent. From zero the first step moves nothing but the score, and after that the layers learn
+only as fast as the score grows. Measured on SmolLM2 and the demo, 30 steps of 8 pairs at lr 2e-5, loss on 48
+held-out pairs: 0.642 from zero, 0.483 from a tenth of the paper's deviation, 0.333 from all of it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from alignctl.records import Example, PackedBatch
 
 TOLERANCE = 1e-3
 """Of a score, relative to the largest one: two forward passes in float32 differ by rounding alone."""
-PADDING = "<|pad|>"
+PADDING = "<|alignctl_pad|>"
+"""Added where a tokenizer has nothing to spare; a name that none has given to something else."""
 OTHER_MODEL = "algo=reward saves a sequence classifier; start from a model of another architecture"
 
 
@@ -114,7 +117,7 @@ def with_padding(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> P
     """A copy of the tokenizer whose padding token is a token that no conversation contains.
 
     `ends` are the ids that end a turn or a text. The tokenizer's own padding where it is none of these, else
-    a control token that neither tokenizer nor template has a use for, else a new one, `<|pad|>`.
+    a control token that neither tokenizer nor template has a use for, else a new one.
     """
     copied = copy.deepcopy(tokenizer)
     template = tokenizer.get_chat_template() if tokenizer.chat_template else ""

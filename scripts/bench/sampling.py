@@ -2,12 +2,13 @@
 
     python scripts/bench/sampling.py --data hh.jsonl.gz --out sampling.json
 
-All sides run in this process on the same prompts and threads, in turn, the order turning round each time, so
-that what else the machine does hits all alike. Two settings: answers drawn at temperature 1 that end where the
-model ends them, and greedy ones of full length, where all sides make equally many tokens. In bfloat16 alignctl
-keeps float32 weights, as training does; transformers is timed on the same weights under autocast, and on
-weights that are bfloat16 altogether. Only the call is timed, its cast of weights included. Tokens count up to
-and including the one that ends an answer. The table has medians.
+All sides run in this process on the same prompts and threads, in turn, the order turning round each time,
+so that what else the machine does hits all alike. Two settings: answers drawn at temperature 1 that end where
+the model ends them, and greedy ones of full length, where all sides make equally many tokens; how many of
+those are the very same is reported. In bfloat16 alignctl keeps float32 weights, as training does;
+transformers is timed on the same weights under autocast, and on weights that are bfloat16 altogether. Only
+the call is timed, alignctl's cast of weights included. Tokens count up to and including the one that ends an
+answer. The table has medians.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Result:
     setting: str
     seconds: tuple[float, ...]
     tokens: tuple[int, ...]
+    same: int
+    """Answers of the last round that alignctl gives too."""
 
     @property
     def median(self) -> float:
@@ -75,8 +78,8 @@ class Result:
         return statistics.median(s / n for s, n in zip(self.seconds, self.tokens, strict=True))
 
 
-Side = Callable[[Setting, int], list[int]]
-"""Lengths of all answers in a setting, drawn with a seed."""
+Side = Callable[[Setting, int], list[list[int]]]
+"""The tokens of all answers in a setting, drawn with a seed."""
 
 
 def arguments() -> argparse.Namespace:
@@ -111,28 +114,25 @@ def transformers_side(model: PreTrainedModel, prompts: Sequence[np.ndarray], sto
     """Left-padded prompts through `generate`; `low` runs it under bfloat16 autocast."""
     ids, mask = left_padded(prompts, stop, model.device)
 
-    def run(setting: Setting, seed: int) -> list[int]:
+    def run(setting: Setting, seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        rows, seen, drawing = (
-            ids,
-            mask,
-            {"do_sample": True, "top_k": 0, "num_return_sequences": setting.samples},
-        )
+        rows, seen, end = ids, mask, stop
+        drawing = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        drawing |= {"num_return_sequences": setting.samples}
         if setting.greedy:
-            # generate refuses several greedy sequences of one prompt.
+            # generate refuses several greedy sequences of one prompt, and no token is -1.
             rows, seen = (one.repeat_interleave(setting.samples, dim=0) for one in (ids, mask))
-            drawing = {"do_sample": False, "min_new_tokens": setting.max_new_tokens}
+            drawing, end = {"do_sample": False}, -1
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=low):
             out = model.generate(  # type: ignore[operator]
                 rows,
                 attention_mask=seen,
                 max_new_tokens=setting.max_new_tokens,
-                eos_token_id=stop,
+                eos_token_id=end,
                 pad_token_id=stop,
                 **drawing,
             )
-        ends = out[:, ids.shape[1] :] == stop
-        return torch.where(ends.any(1), ends.int().argmax(1) + 1, ends.shape[1]).tolist()
+        return [up_to(answer, end) for answer in out[:, ids.shape[1] :].tolist()]
 
     return run
 
@@ -145,10 +145,15 @@ def left_padded(prompts: Sequence[np.ndarray], pad: int, device: torch.device) -
     return ids.to(device), mask.to(device)
 
 
+def up_to(tokens: list[int], end: int) -> list[int]:
+    """Tokens up to and including the first `end`."""
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
 def our_side(policy: Policy, prompts: Sequence[np.ndarray], stop: int) -> Side:
     """The same prompts through `sample`."""
 
-    def run(setting: Setting, seed: int) -> list[int]:
+    def run(setting: Setting, seed: int) -> list[list[int]]:
         answers = sample(
             policy,
             prompts,
@@ -159,7 +164,7 @@ def our_side(policy: Policy, prompts: Sequence[np.ndarray], stop: int) -> Side:
             seed=seed,
             step=0,
         )
-        return [len(answer) for answer in answers]
+        return [answer.tolist() for answer in answers]
 
     return run
 
@@ -185,22 +190,27 @@ def low_copy(model: PreTrainedModel) -> PreTrainedModel:
     other.load_state_dict(model.state_dict())
     other.generation_config = model.generation_config
     set_attention(other, "padded")
-    return other.to(device=model.device, dtype=torch.bfloat16).eval()
+    return other.to(device=model.device, dtype=torch.bfloat16).eval()  # type: ignore[call-arg]
 
 
 def measure(sides: dict[str, Side], setting: Setting, rounds: int) -> list[Result]:
-    """Run all sides in turn, `rounds` times after one that is not counted; the order turns round each time."""
+    """Run all sides in turn, `rounds` times after an uncounted one; the order turns round each time."""
     timed: dict[str, list[tuple[float, int]]] = {name: [] for name in sides}
+    answers: dict[str, list[list[int]]] = {}
     for number in range(-1, rounds):
         for name in sides if number % 2 == 0 else reversed(sides):
             begin = time.perf_counter()
-            lengths = sides[name](setting, number + 1)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            answers[name] = sides[name](setting, number + 1)
             if number >= 0:
-                timed[name].append((time.perf_counter() - begin, sum(lengths)))
+                timed[name].append((time.perf_counter() - begin, sum(map(len, answers[name]))))
     return [
-        Result(name, setting.name, tuple(s for s, _ in done), tuple(n for _, n in done))
+        Result(
+            name,
+            setting.name,
+            seconds=tuple(seconds for seconds, _ in done),
+            tokens=tuple(tokens for _, tokens in done),
+            same=sum(one == other for one, other in zip(answers[name], answers[OURS], strict=True)),
+        )
         for name, done in timed.items()
     ]
 
@@ -208,8 +218,8 @@ def measure(sides: dict[str, Side], setting: Setting, rounds: int) -> list[Resul
 def table(results: Sequence[Result]) -> str:
     """Medians, and each side's over alignctl's of the same setting."""
     lines = [
-        "| setting | side | s (range) | tokens | tokens/s | times alignctl's seconds | per token |",
-        "|---|---|---|---|---|---|---|",
+        "| setting | side | s (range) | tokens | tokens/s | over alignctl: s | s per token | same answers |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     ours = {result.setting: result for result in results if result.side == OURS}
     for result in results:
@@ -218,7 +228,7 @@ def table(results: Sequence[Result]) -> str:
         lines.append(
             f"| {result.setting} | {result.side} | {span} | {statistics.median(result.tokens):.0f} "
             f"| {1 / result.per_token:.1f} | {result.median / base.median:.2f} "
-            f"| {result.per_token / base.per_token:.2f} |"
+            f"| {result.per_token / base.per_token:.2f} | {result.same} |"
         )
     return "\n".join(lines)
 
@@ -232,7 +242,7 @@ def report(
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers")},
         "settings": {key: str(value) for key, value in vars(options).items()},
-        "prompt_lengths": [len(prompt) for prompt in prompts],
+        "prompt_tokens": [len(prompt) for prompt in prompts],
         "results": [
             asdict(result) | {"median_seconds": result.median, "tokens_per_second": 1 / result.per_token}
             for result in results
@@ -250,7 +260,7 @@ def main() -> None:
     assert isinstance(model, PreTrainedModel)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     prompts = read_prompts(options.data, options.prompts, tokenizer)
-    sides = all_sides(model, options.dtype, prompts, int(tokenizer.eos_token_id))
+    sides = all_sides(model, options.dtype, prompts, int(tokenizer.eos_token_id))  # type: ignore[arg-type]
     sizes = options.samples, options.max_new_tokens
     results = [
         result

@@ -32,7 +32,9 @@ def config(noise: float = 0.0) -> RewardModelConfig:
 
 
 def pairs(chosen: float, rejected: float, p: float = 1.0, margin: float = 0.0) -> RewardPairs:
-    return RewardPairs(*(torch.tensor([value], dtype=torch.float64) for value in (chosen, rejected, p, margin)))
+    return RewardPairs(
+        *(torch.tensor([value], dtype=torch.float64) for value in (chosen, rejected, p, margin))
+    )
 
 
 def loss_of(chosen: float, rejected: float, p: float = 1.0, margin: float = 0.0, noise: float = 0.0) -> float:

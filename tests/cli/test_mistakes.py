@@ -36,7 +36,7 @@ TYPOS = {
     ),
     "algo=dpoo": "error: algo=dpoo is not an option of algo\n"
     "  did you mean   dpo\n"
-    "  one of   dpo  hinge  ipo  slic",
+    "  one of   dpo  hinge  hypo  ipo  ppo  reward  salsa-ppo  sft  slic",
 }
 
 

@@ -154,6 +154,7 @@ def test_typed_words_win_over_the_recipe_but_only_a_named_stage_loses_what_it_ta
         ("model=nothing", ["model=nothing is not an option of model"]),
         ("hardware=gup", ["did you mean   gpu"]),
         ("pairs.jsonl", ["did you mean   dataset=pairs.jsonl"]),
+        ("scores.jsonl", ["did you mean   dataset=scores.jsonl"]),
         ("~algo", ["cannot take a setting away"]),
         (SALSA, ["recipe is given twice"]),
         ("out=${oc.env:HOME}", ["calls a resolver"]),

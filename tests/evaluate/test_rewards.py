@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import create_server
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -19,9 +21,11 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from alignctl.config import DemoDataset, EndpointReward, PatternReward, TinyModel
+from alignctl.algos.bradley_terry import reward_loss
+from alignctl.config import DemoDataset, EndpointReward, PatternReward, RewardModelConfig, TinyModel
 from alignctl.data.demo import load_demo
 from alignctl.errors import SetupError, UsageError
+from alignctl.evaluate.held_out import evaluate_rewards
 from alignctl.evaluate.judges.http import Limits
 from alignctl.evaluate.judges.reading import open_reader
 from alignctl.evaluate.reward_endpoint import endpoint_reward, read_rewards
@@ -38,7 +42,7 @@ from alignctl.models.load import Source
 from alignctl.models.policy import Policy, set_attention
 from alignctl.models.score_model import load_score_model, padding_token, score_config
 from alignctl.models.tiny import tiny_model, tiny_tokenizer
-from alignctl.records import Message, Row
+from alignctl.records import Example, Message, Row
 
 CPU = torch.device("cpu")
 END = "<|im_end|>"
@@ -116,6 +120,32 @@ def test_scores_are_shifted_and_scaled(mean: float, sd: float, expected: list[fl
     found = normalised(fixed(1.0, 3.0, -1.0), mean, sd)
     assert found.score(ROWS, ANSWERS, None) == pytest.approx(expected)
     assert (found.name, found.fingerprint) == ("fixed", "fixed")
+
+
+# --- held-out pairs ------------------------------------------------------------------------------------
+
+
+def test_held_out_pairs_get_intervals() -> None:
+    """Wilson's interval of 2.5 in 4 by the formula of the paper; the mean's by Student's 3.18245 at n = 4."""
+    ids = np.array([3], dtype=np.int32)
+    examples = [Example(str(n), ids, (ids, ids), weight=1.0 + n) for n in range(4)]
+    rewards = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    loss = reward_loss(RewardModelConfig(name="reward", label_noise=0.0, lr_scale=1.0))
+    found = evaluate_rewards(examples, rewards, loss)
+    z, share = 1.959964, 2.5 / 4
+    half = z / (1 + z * z / 4) * math.sqrt(share * (1 - share) / 4 + z * z / 64)
+    centre = (share + z * z / 8) / (1 + z * z / 4)
+    accuracy = found.estimates["rewards/accuracies"]
+    assert (accuracy.value, accuracy.n, accuracy.method) == (share, 4, "wilson")
+    assert accuracy.ci == pytest.approx((centre - half, centre + half), abs=1e-6)
+    margins = found.estimates["rewards/margins"]
+    assert margins.ci == pytest.approx(
+        (-3.18245 * math.sqrt(14 / 3) / 2, 3.18245 * math.sqrt(14 / 3) / 2), rel=5e-3
+    )
+    losses = [math.log1p(math.exp(-lead)) for lead in (1, 2, 0, -3)]
+    assert found.estimates["loss"].value == found.metrics["loss"]
+    assert found.metrics["loss"] == pytest.approx(sum(one * (1 + n) for n, one in enumerate(losses)) / 4)
+    assert found.metrics["rewards/accuracies"] == share
 
 
 # --- a model's score by text ---------------------------------------------------------------------------

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
+from scipy import stats
 
-from alignctl.models import attention, generation
+from alignctl.models import attention, generation, kv_cache
+from alignctl.models.drawing import uniforms
 from alignctl.models.generation import sample
 from alignctl.models.load import load_tokenizer, load_weights, locate_path
-from alignctl.models.policy import Policy, plain_attention, set_attention
+from alignctl.models.policy import Policy, autocast, plain_attention, set_attention
 
 CPU = torch.device("cpu")
 LENGTHS = [(7, 1), (1, 1), (23, 1), (12, 1), (3, 1), (12, 1)]
@@ -22,11 +25,23 @@ def policy_for(model, layout="shared", dtype=torch.float32):
     return Policy(model, layout, dtype, CPU)
 
 
-def answers(policy, prompts, *, stop=NO_STOP, tokens=12, temperature=0.0, seed=0, step=0):
+def answers(policy, prompts, *, stop=NO_STOP, tokens=12, temperature=0.0, seed=0, step=0, **settings):
     found = sample(
-        policy, prompts, stop=stop, max_new_tokens=tokens, temperature=temperature, seed=seed, step=step
+        policy,
+        prompts,
+        stop=stop,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        seed=seed,
+        step=step,
+        **settings,
     )
+    assert {answer.dtype for answer in found} <= {np.dtype(np.int32)}
     return [answer.tolist() for answer in found]
+
+
+def prompts_of(make_rows, lengths=LENGTHS, seed=0):
+    return [row.prompt for row in make_rows(lengths, seed=seed)]
 
 
 def by_transformers(model, prompt, *, stop, tokens):
@@ -81,6 +96,7 @@ OTHERS = {
         hf.GPT2LMHeadModel,
         lambda: hf.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2),
     ),
+    "window longer than all": (hf.MistralForCausalLM, lambda: hf.MistralConfig(**SIZES, sliding_window=64)),
     "window shorter than the prompts": (
         hf.MistralForCausalLM,
         lambda: hf.MistralConfig(**SIZES, sliding_window=6),
@@ -114,6 +130,23 @@ def test_greedy_equals_transformers_on_other_architectures(make_rows, name):
     expected = expected_answers(model, prompts, stop=stop, tokens=10)
     assert len({len(answer) for answer in expected}) >= 2
     assert answers(policy_for(model, "padded"), prompts, stop=stop, tokens=10) == expected
+    twice = [answer for answer in expected for _ in range(2)]
+    assert answers(policy_for(model, "padded"), prompts, stop=stop, tokens=10, samples=2) == twice
+
+
+def test_greedy_equals_transformers_with_an_adapter(tiny, make_rows):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = get_peft_model(tiny(dtype=torch.float32, tied=False), config).eval()
+    prompts = prompts_of(make_rows)
+    with model.disable_adapter():
+        without = expected_answers(model.get_base_model(), prompts, stop=NO_STOP, tokens=16)
+    expected = expected_answers(model.get_base_model(), prompts, stop=NO_STOP, tokens=16)
+    assert expected != without
+    assert answers(policy_for(model.get_base_model()), prompts, tokens=16) == expected
+    policy = Policy(model, "shared", torch.float32, CPU)
+    assert answers(policy, prompts, tokens=16, samples=2) == [one for one in expected for _ in range(2)]
 
 
 # --- drawing -------------------------------------------------------------------------------------------
@@ -130,13 +163,98 @@ def test_a_sample_does_not_depend_on_its_neighbours(tiny, make_rows):
     assert answers(policy, [first[0].prompt], temperature=1.0) == [one[0]]
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
-def test_a_sample_does_not_depend_on_how_many_are_in_flight(monkeypatch, tiny, make_rows, batch):
+WAYS = {
+    "one at a time": {"BATCH": 1},
+    "two at a time": {"BATCH": 2},
+    "five, others following": {"BATCH": 5},
+    "a pass for each length": {"PASS_COST": (0, 0)},
+    "one pass": {"PASS_COST": (10**6, 10**6)},
+    "passes of a few tokens": {"PASS_TOKENS": 30},
+    "looking rarely": {"STRETCH": (5, 5)},
+    "looking rarely, others following": {"STRETCH": (5, 5), "BATCH": 4},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("room", [2, 64])
+def test_a_sample_does_not_depend_on_the_way_it_is_computed(monkeypatch, tiny, make_rows, way, room):
     policy = policy_for(tiny(), dtype=torch.float64)
-    prompts = [row.prompt for row in make_rows(LENGTHS)]
-    together = answers(policy, prompts, temperature=1.0, stop=(7, 8, 9))
-    monkeypatch.setattr(generation, "BATCH", batch)
-    assert answers(policy, prompts, temperature=1.0, stop=(7, 8, 9)) == together
+    prompts = prompts_of(make_rows)
+    settings = {"temperature": 1.0, "stop": tuple(range(7, 13)), "samples": 3}
+    together = answers(policy, prompts, **settings)
+    assert len({len(answer) for answer in together}) > 4
+    monkeypatch.setattr(kv_cache, "ROOM", room)
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(generation, name, value)
+    assert answers(policy, prompts, **settings) == together
+
+
+def by_plain_loop(model, prompt, sample_id, *, stop, tokens, temperature, top_p):
+    """One answer without cache, batch or blocks: whole passes, and the distribution inverted in numpy."""
+    ids = prompt.tolist()
+    for number in uniforms(4, 9, sample_id, tokens):
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double() / temperature
+        chances = logits.softmax(-1).detach().numpy()
+        order = np.argsort(-chances) if top_p < 1 else np.arange(len(chances))
+        reached = chances[order].cumsum()
+        kept = int((reached < top_p).sum()) + 1 if top_p < 1 else len(order)
+        ids.append(int(order[np.searchsorted(reached[:kept] / reached[kept - 1], number, side="right")]))
+        if ids[-1] in stop:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9), (1.5, 0.5)])
+def test_samples_are_those_of_a_plain_loop(tiny, make_rows, temperature, top_p):
+    """Prompt by prompt, k samples each; sample ids decide, also where a prompt stands in the list twice."""
+    model = tiny()
+    prompts = prompts_of(make_rows)
+    prompts[3] = prompts[0]
+    settings = {"temperature": temperature, "top_p": top_p, "stop": (5, 6, 7), "tokens": 9}
+    set_attention(model, "padded")
+    expected = [
+        by_plain_loop(model, prompt, 2 * number + j, **settings)
+        for number, prompt in enumerate(prompts)
+        for j in range(2)
+    ]
+    assert answers(policy_for(model), prompts, samples=2, seed=4, step=9, **settings) == expected
+    for answer in expected:
+        assert not set(answer[:-1]) & {5, 6, 7}
+        assert len(answer) == 9 or answer[-1] in {5, 6, 7}
+
+
+def test_samples_are_laid_out_like_repeated_prompts(tiny, make_rows):
+    policy = policy_for(tiny(), dtype=torch.float64)
+    prompts = prompts_of(make_rows)
+    found = answers(policy, prompts, temperature=1.0, samples=3)
+    assert found == answers(policy, [prompt for prompt in prompts for _ in range(3)], temperature=1.0)
+    assert found[:3] == answers(policy, prompts[:1], temperature=1.0, samples=3)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_first_tokens_have_their_frequencies(tiny, make_rows, top_p):
+    model = tiny(dtype=torch.float32)
+    (prompt,) = prompts_of(make_rows, [(9, 1)])
+    n = 6000
+    drawn = answers(policy_for(model), [prompt], temperature=1.0, top_p=top_p, tokens=1, samples=n)
+    set_attention(model, "padded")
+    logits = model(input_ids=torch.tensor(prompt[None].astype(np.int64))).logits[0, -1:].double()
+    if top_p < 1:
+        logits = hf.TopPLogitsWarper(top_p)(torch.zeros(1, 1), logits)  # type: ignore[arg-type]
+    check_frequencies([answer[0] for answer in drawn], logits[0].softmax(-1).detach().numpy())
+
+
+def check_frequencies(drawn, chances):
+    """Chi-square over the tokens expected at least five times, and all others together."""
+    counts = np.bincount(drawn, minlength=len(chances))
+    assert counts[chances == 0].sum() == 0
+    common = chances * len(drawn) >= 5
+    found = [*counts[common], counts[~common].sum()]
+    expected = [*chances[common] * len(drawn), chances[~common].sum() * len(drawn)]
+    kept = np.array(expected) > 0
+    assert kept.sum() >= 4
+    assert stats.chisquare(np.array(found)[kept], np.array(expected)[kept]).pvalue > 1e-3
 
 
 def test_seed_step_and_sample_id_each_draw_anew(tiny, make_rows):
@@ -161,47 +279,65 @@ def test_process_random_state_is_neither_read_nor_moved(tiny, make_rows):
     assert answers(policy, prompts, temperature=1.0) == one
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_follow_the_softmax(temperature):
-    logits = torch.tensor([0.3, -1.2, 2.0, 0.0, float("-inf"), 1.1])
-    n = 40_000
-    uniform = torch.from_numpy(np.random.Generator(np.random.Philox(11)).random(n))
-    drawn = generation._draw(logits.expand(n, -1), temperature, uniform)
-    expected = (logits.double() / temperature).softmax(-1) * n
-    counts = torch.bincount(drawn, minlength=6).double()
-    possible = expected > 0
-    statistic = float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
-    assert statistic < 18.47  # chi-square with 4 degrees of freedom, 99.9 %
-    assert counts[4] == 0
-
-
-def test_draws_at_the_ends_of_the_unit_interval_are_possible_tokens():
-    logits = torch.tensor([float("-inf"), 0.0, 1.0, float("-inf")]).expand(2, -1)
-    ends = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert generation._draw(logits, 1.0, ends).tolist() == [1, 2]
-
-
-def test_temperature_zero_is_the_likeliest_whatever_the_number():
-    logits = torch.tensor([[0.1, 5.0, 2.0]] * 3)
-    ends = torch.tensor([0.0, 0.5, 0.999], dtype=torch.float64)
-    assert generation._draw(logits, 0.0, ends).tolist() == [1, 1, 1]
-    assert generation._draw(logits, 1e-6, ends).tolist() == [1, 1, 1]
-
-
-def test_every_prompt_is_counted(tiny, make_rows, monkeypatch):
-    monkeypatch.setattr(generation, "BATCH", 4)
+def test_progress_counts_answers_as_they_end(tiny, make_rows):
     seen: list[tuple[int, int]] = []
-    sample(
+    found = answers(
         policy_for(tiny(dtype=torch.float32)),
-        [row.prompt for row in make_rows(LENGTHS)],
-        stop=NO_STOP,
-        max_new_tokens=2,
-        temperature=0.0,
-        seed=0,
-        step=0,
+        prompts_of(make_rows),
+        samples=2,
+        temperature=1.0,
+        stop=tuple(range(10, 20)),
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(4, 6), (6, 6)]
+    ends = sorted(map(len, found))
+    assert [done for done, _ in seen] == [sum(end <= at for end in ends) for at in sorted(set(ends))]
+    assert {total for _, total in seen} == {12}
+
+
+def test_no_prompts_have_no_answers(tiny):
+    assert answers(policy_for(tiny()), [], samples=2) == []
+
+
+# --- reading prompts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cost", [0, 3, 20, 1000])
+def test_prompts_are_cut_into_the_cheapest_passes(cost):
+    lengths = [1, 2, 2, 9, 10, 10, 40]
+
+    def price(cuts):
+        return sum(cost + (cut.stop - cut.start) * lengths[cut.stop - 1] for cut in cuts)
+
+    def partitions(begin):
+        if begin == len(lengths):
+            yield []
+        for end in range(begin + 1, len(lengths) + 1):
+            for rest in partitions(end):
+                yield [slice(begin, end), *rest]
+
+    found = generation._passes(lengths, cost)
+    assert [index for cut in found for index in range(cut.start, cut.stop)] == list(range(len(lengths)))
+    assert price(found) == min(map(price, partitions(0)))
+
+
+def test_a_pass_holds_no_more_tokens_than_it_may(monkeypatch):
+    monkeypatch.setattr(generation, "PASS_TOKENS", 20)
+    found = generation._passes([5, 5, 5, 5, 5, 30], 1000)
+    assert [cut.stop - cut.start for cut in found] in ([4, 1, 1], [1, 4, 1])
+
+
+def test_each_prompt_is_read_once(tiny, make_rows):
+    """However many answers it has, and however often it stands in the list."""
+    model = tiny(dtype=torch.float32)
+    prompts = prompts_of(make_rows)
+    read = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: read.append(ids[0].clone()))
+    answers(policy_for(model), [*prompts, *prompts], samples=3, tokens=2)
+    hook.remove()
+    shapes = [tuple(ids.shape) for ids in read]
+    assert shapes[-1] == (2 * 3 * len(prompts), 1)
+    assert sum(rows for rows, _ in shapes[:-1]) == len(prompts)
+    assert sum(int((ids > 0).sum()) for ids in read[:-1]) == sum(map(len, prompts))
 
 
 # --- the policy afterwards -----------------------------------------------------------------------------
@@ -237,31 +373,90 @@ def test_checkpointed_policy_samples_the_same(tiny, make_rows):
     assert answers(policy_for(model), prompts) == expected
 
 
+def test_low_precision_products_are_autocast_s_own(tiny, make_rows):
+    """Weights cast once give the very logits of weights cast at every step, and are put back."""
+    model = tiny(dtype=torch.float32)  # its head shares the embedding's weight
+    policy = policy_for(model, "padded", dtype=torch.bfloat16)
+    before = dict(model.named_parameters())
+    ids = torch.tensor(prompts_of(make_rows)[2][None].astype(np.int64))
+
+    def inside_and_failing(logits):
+        with generation._cast_once(policy):
+            assert model.lm_head.weight.dtype == torch.bfloat16
+            assert model.get_input_embeddings().weight.dtype == torch.float32
+            logits.append(model(input_ids=ids).logits)
+            raise KeyboardInterrupt
+
+    with torch.inference_mode(), autocast(policy):
+        found = []
+        with pytest.raises(KeyboardInterrupt):
+            inside_and_failing(found)
+        assert torch.equal(found[0], model(input_ids=ids).logits)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_low_precision_answers_are_nearly_the_likeliest(tiny, make_rows):
+    model = tiny(dtype=torch.float32, tied=False)
+    prompts = prompts_of(make_rows)
+    found = answers(policy_for(model, dtype=torch.bfloat16), prompts, samples=2, tokens=16)
+    set_attention(model, "padded")
+    for number, answer in enumerate(found):
+        prompt = prompts[number // 2].tolist()
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].detach()
+        gaps = logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        assert len(answer) == 16
+        assert float(gaps.max()) < 0.05 * float(logits.std())
+
+
 # --- a real model --------------------------------------------------------------------------------------
 
 QUESTIONS = (
     "What is the capital of France?",
     "Name three colours, separated by commas, and nothing else.",
     "Write one short sentence about a dog that likes to swim in the cold sea at night.",
+    "My neighbour plays loud music every night and I cannot sleep. I have already asked him twice to stop, "
+    "politely, and he only laughs at me. What can I do about it without making an enemy of him for life?",
 )
+
+
+def real_model(directory):
+    source = locate_path(str(directory))
+    model, tokenizer = load_weights(source).eval(), load_tokenizer(source)
+    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    prompts = [
+        np.array(
+            tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"],
+            np.int32,
+        )
+        for chat in chats
+    ]
+    return model, tokenizer, prompts
 
 
 @pytest.mark.slow
 def test_greedy_equals_transformers_on_smollm2(smollm2):
-    source = locate_path(str(smollm2))
-    model, tokenizer = load_weights(source).eval(), load_tokenizer(source)
-    prompts = [
-        np.array(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
-            )["input_ids"],
-            np.int32,
-        )
-        for question in QUESTIONS
-    ]
+    model, tokenizer, prompts = real_model(smollm2)
     stop = (int(tokenizer.eos_token_id),)
-    expected = expected_answers(model, prompts, stop=stop, tokens=24)
-    found = answers(policy_for(model), prompts, stop=stop, tokens=24)
-    assert found == expected
+    expected = expected_answers(model, prompts, stop=stop, tokens=40)
+    found = answers(policy_for(model), prompts, stop=stop, tokens=40, samples=2)
+    assert found == [answer for answer in expected for _ in range(2)]
     assert any(answer[-1] == stop[0] for answer in found)
+    assert any(len(answer) == 40 for answer in found)
     assert "Paris" in tokenizer.decode(found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_first_tokens_of_smollm2_have_their_frequencies(smollm2, top_p):
+    model, _, prompts = real_model(smollm2)
+    policy = policy_for(model)
+    drawn = answers(policy, prompts[:1], temperature=1.5, top_p=top_p, tokens=1, samples=2000)
+    set_attention(model, "padded")
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor(prompts[0][None].astype(np.int64))).logits[0, -1:] / 1.5
+    if top_p < 1:
+        logits = hf.TopPLogitsWarper(top_p)(torch.zeros(1, 1), logits)  # type: ignore[arg-type]
+    check_frequencies([answer[0] for answer in drawn], logits[0].double().softmax(-1).numpy())

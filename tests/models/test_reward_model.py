@@ -1,4 +1,4 @@
-"""Reward models: scores in every layout against plain forward passes, and what is saved against transformers."""
+"""Reward models: scores in every layout against plain forward passes, and what is saved as others read it."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ def test_where_nothing_is_spare_a_token_is_added() -> None:
     size = len(tokenizer)
     tokenizer.chat_template = str(tokenizer.chat_template) + "<|pad|>"
     found = with_padding(tokenizer, {0, 2})
-    assert found.pad_token_id not in {0, 2}
-    assert len(found) == size, "<|pad|> is a token of this tokenizer already"
+    assert found.pad_token_id == size
+    assert len(tokenizer) == size, "the tokenizer that was given stays as it was"
     text = "Some words, and <some> markup."
     assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
 
@@ -315,6 +315,19 @@ def test_a_padding_token_without_a_row_gets_one(byte_llama, tmp_path: Path, kind
     assert policy.causal_lm.get_input_embeddings().weight.shape[0] == 259, "the model itself did not grow"
 
 
+@pytest.mark.slow
+def test_a_real_model_is_scored_as_transformers_would(smollm2: Path) -> None:
+    """SmolLM2 pads with its end token; its scores would be read at the token before."""
+    source = Source(str(smollm2), None)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    assert tokenizer.pad_token == tokenizer.eos_token
+    padded = with_padding(tokenizer, {tokenizer.eos_token_id})
+    assert padded.pad_token == "<repo_name>"
+    for layout in LAYOUTS:
+        policy = policy_of(load_weights(source), layout, torch.float32)
+        prove_classifier(start_reward_model(policy, seed=0), policy, padded)
+
+
 def test_a_saved_reward_model_is_no_language_model(byte_llama, tmp_path: Path) -> None:
     policy = policy_of(byte_llama(), dtype=torch.float32)
     save_reward_model(start_reward_model(policy, seed=0), tiny_tokenizer(), tmp_path / "model")
@@ -329,7 +342,9 @@ def test_an_architecture_without_a_classifier_is_refused() -> None:
     )
     policy = policy_of(CohereForCausalLM(config), "padded", torch.float32)
     made = start_reward_model(policy, seed=0)
-    with pytest.raises(SetupError, match="no sequence classifier with one linear score for CohereForCausalLM"):
+    with pytest.raises(
+        SetupError, match="no sequence classifier with one linear score for CohereForCausalLM"
+    ):
         prove_classifier(made, policy, tiny_tokenizer())
 
 

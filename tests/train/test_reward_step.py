@@ -23,7 +23,14 @@ from alignctl.train.step import optimiser_step
 
 LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "padded")
 TREES = [(3, 4, 2), (9, 1, 7), (1, 12, 12), (5, 3, 3), (2, 8, 1), (14, 5, 6)]
-LABELS = [(1.0, 0.0, 1.0), (0.75, 1.0, 1.0), (1.0, 0.5, 2.0), (0.4, 2.0, 0.5), (1.0, 0.0, 1.5), (0.0, 1.0, 1.0)]
+LABELS = [
+    (1.0, 0.0, 1.0),
+    (0.75, 1.0, 1.0),
+    (1.0, 0.5, 2.0),
+    (0.4, 2.0, 0.5),
+    (1.0, 0.0, 1.5),
+    (0.0, 1.0, 1.0),
+]
 """p_chosen, margin, weight."""
 NOISE = 0.1
 LOSS = reward_loss(RewardModelConfig(name="reward", label_noise=NOISE, lr_scale=1.0))
@@ -51,7 +58,9 @@ def gradients(made: RewardModel) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
 
 
-def plain_step(made: RewardModel, policy: Policy, rows: list[Example]) -> tuple[float, list[tuple[float, float]]]:
+def plain_step(
+    made: RewardModel, policy: Policy, rows: list[Example]
+) -> tuple[float, list[tuple[float, float]]]:
     """Loss with its gradient, and the scores: one sequence at a time, the loss written out."""
     set_attention(policy.causal_lm, "padded")
     total, scores = torch.zeros((), dtype=torch.float64), []

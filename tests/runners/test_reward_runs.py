@@ -1,4 +1,4 @@
-"""What a reward run leaves, read by others; and what `reward=model reward.path=...` makes of all kinds of paths."""
+"""What a reward run leaves, as others read it; and what `reward=model` makes of all kinds of paths."""
 
 from __future__ import annotations
 
@@ -119,13 +119,15 @@ def test_transformers_reads_what_the_run_measured(place: Path, name: str) -> Non
     scores = classifier_scores(place / name, demo_pairs())
     leads = [chosen - rejected for chosen, rejected in scores]
     found = last_evaluation(place / name)
-    assert found["loss"] == pytest.approx(sum(math.log1p(math.exp(-lead)) for lead in leads) / HELD_OUT, abs=1e-4)
+    assert found["loss"] == pytest.approx(
+        sum(math.log1p(math.exp(-lead)) for lead in leads) / HELD_OUT, abs=1e-4
+    )
     assert found["rewards/margins"] == pytest.approx(sum(leads) / HELD_OUT, abs=1e-4)
     assert found["rewards/accuracies"] == sum(lead > 0 for lead in leads) / HELD_OUT
     every = np.array(scores).ravel()
     assert found["reward/mean"] == pytest.approx(every.mean(), abs=1e-4)
     assert found["reward/std"] == pytest.approx(every.std(), abs=1e-4)
-    assert every.std() > 0.1
+    assert every.std() > 0.02
     record = json.loads((place / name / "run.json").read_text())
     assert set(record["fingerprints"]) == {"data", "template", "model"}
     assert record["headline"]["rewards/accuracies"]["last"]["method"] == "wilson"
@@ -196,18 +198,18 @@ def plain_logp(model: PreTrainedModel, prompt: list[int], whole: list[int]) -> f
 @pytest.mark.parametrize(("name", "scale"), [("dpo", 0.2), ("ipo", 0.1), ("dpo@2", 0.2)])
 def test_a_preference_run_is_a_reward_beside_its_start(place: Path, name: str, scale: float) -> None:
     """beta times the log-ratio; ipo's own loss takes the mean per token."""
-    rows, run = demo_pairs()[:3], place / name.partition("@")[0]
+    rows = demo_pairs()[:3]
+    found = opened(place / name).score(rows, [row.branches[0] for row in rows], None)
     (start,) = (place / "cache" / "models").glob("tiny-*")
-    (step_2,) = (place / "cache" / "exports").glob("dpo-*") if "@" in name and opened(place / name) else (run / "model",)
+    written_out = (place / "cache" / "exports").glob("dpo-*") if "@" in name else [place / name / "model"]
     tokenizer = AutoTokenizer.from_pretrained(start)
-    policy, reference = (AutoModelForCausalLM.from_pretrained(one).eval() for one in (step_2, start))
+    policy, reference = (AutoModelForCausalLM.from_pretrained(one).eval() for one in (*written_out, start))
     expected = []
     for row in rows:
         prompt, whole = written(tokenizer, row, None), written(tokenizer, row, row.branches[0])
         whole = whole[: len(whole) - whole[::-1].index(end_id(tokenizer))]
         ratio = plain_logp(policy, prompt, whole) - plain_logp(reference, prompt, whole)
         expected.append(scale * ratio / (len(whole) - len(prompt) if name == "ipo" else 1))
-    found = opened(place / name).score(rows, [row.branches[0] for row in rows], None)
     assert found == pytest.approx(expected, abs=1e-3)
     assert max(map(abs, found)) > 0.01
 
