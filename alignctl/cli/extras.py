@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from alignctl.config import Config, EvalConfig, GreedySoup, SoupConfig, SweepSoup
+from alignctl.config import Config, EndpointReward, EvalConfig, GreedySoup, SoupConfig, SweepSoup, TrainConfig
 from alignctl.errors import SetupError
 
 EXTRAS = {"eval": ("scipy", "httpx", "pyarrow")}
@@ -16,6 +16,8 @@ def need_for(config: Config) -> None:
         _need("eval", "alignctl eval")
     elif isinstance(config, SoupConfig) and isinstance(config.soup, GreedySoup | SweepSoup):
         _need("eval", f"soup={config.soup.method}")
+    elif isinstance(config, TrainConfig) and isinstance(config.reward, EndpointReward):
+        _need("eval", "reward=endpoint")
 
 
 def _need(extra: str, command: str) -> None:

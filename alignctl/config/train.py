@@ -129,8 +129,8 @@ class TrainConfig(Settings):
             raise ValueError("algo.policy_init=soup needs a soup: algo.reference.members=[A,B]")
         if not isinstance(self.adapter, NoAdapter):
             raise ValueError(
-                "algo.policy_init=soup goes with adapter=none; to train an adapter on a soup, write it first: "
-                "alignctl soup A B out=DIR, then model=DIR"
+                "algo.policy_init=soup goes with adapter=none; to train an adapter on a soup, write it "
+                "first: alignctl soup A B out=DIR, then model=DIR"
             )
         return self
 
@@ -153,8 +153,8 @@ class TrainConfig(Settings):
             )
         if isinstance(self.adapter, LoraAdapter) and self.adapter.dropout > 0:
             raise ValueError(
-                f"algo={self.algo.name} compares probabilities before and after an update, which dropout makes "
-                "random: adapter.dropout=0"
+                f"algo={self.algo.name} compares probabilities before and after an update, which dropout "
+                "makes random: adapter.dropout=0"
             )
         return self
 

@@ -65,16 +65,6 @@ def pattern_reward(pattern: str) -> Reward:
     return Reward(f"the pattern {pattern}", f"pattern {pattern}", found)
 
 
-def normalised(reward: Reward, mean: float, sd: float) -> Reward:
-    """The same reward, shifted and scaled so that scores of that mean and deviation have 0 and 1."""
-    scale = scale_of(mean, sd)
-
-    def found(rows: Sequence[Row], answers: Sequence[str], progress: Progress | None) -> list[float]:
-        return [(value - mean) / scale for value in reward.score(rows, answers, progress)]
-
-    return replace(reward, score=found)
-
-
 def scale_of(mean: float, sd: float) -> float:
     """What scores are divided by: their deviation, or 1 where they did not differ (a pattern in no answer).
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from alignctl.config import NoAdapter, PpoConfig
 from alignctl.evaluate.held_out import Evaluation, joined
-from alignctl.evaluate.rewards import Reward, normalised
+from alignctl.evaluate.rewards import Reward, scale_of
 from alignctl.evaluate.statistics import mean_interval
 from alignctl.models.critic import Critic, separate_critic, trained_modules, trunk_critic
 from alignctl.models.live_reference import LiveReference
@@ -47,7 +47,8 @@ class PpoTask:
     algo: PpoConfig
     reference: LiveReference
     reward: Reward
-    """On the scale that is optimised."""
+    scale: tuple[float, float]
+    """Mean and spread that scores are normalised by; (0, 1) where they are optimised as they are."""
     critic: Critic | None
     trained: nn.Module
     """Policy and critic."""
@@ -68,13 +69,15 @@ class PpoTask:
         places = batch_indices(plan.step, rows=rows, batch_size=config.train.batch_size, seed=config.seed)
         k, seed = self.algo.samples, config.seed
         sampled = answer(setup, self.algo, places, samples=k, seed=seed, step=plan.step)
-        return ppo_step(
+        scores = torch.tensor(score(self.reward, sampled, setup), dtype=torch.float64)
+        mean, sd = self.scale
+        out = ppo_step(
             setup.start.policy,
             self.reference,
             self.critic,
             self.optimiser,
             sampled,
-            torch.tensor(score(self.reward, sampled, setup), dtype=torch.float64),
+            (scores - mean) / sd,
             self.algo,
             step=plan.step,
             lr=plan.lr,
@@ -84,6 +87,8 @@ class PpoTask:
             seed=config.seed,
             carried=plan.carried,
         )
+        # As the reward says it: `score/mean` is what is optimised.
+        return replace(out, metrics={**out.metrics, "reward/mean": float(scores.mean())})
 
     def evaluate(self, step: int, say: Say) -> Evaluation | None:
         """Reward and gold score of answers to held-out prompts."""
@@ -135,27 +140,28 @@ def open_ppo_task(setup: Setup, algo: PpoConfig) -> PpoTask:
     """Load reference, reward and critic; the reward's scale is measured before the first step."""
     config, start = setup.config, setup.start
     found = find_reference(algo.reference, config, start, setup.data, setup.panel.note)
-    raw = open_reward(
+    reward = open_reward(
         config.reward,
         setup.data.gold,
         device=start.policy.device,
         dtype=start.policy.compute_dtype,
         say=setup.panel.note,
     )
-    mean, sd = _scale(setup, algo, raw) if config.reward.normalise else (0.0, 1.0)
-    critic = _critic(setup, algo, mean, sd)
+    scale = _scale(setup, algo, reward) if config.reward.normalise else (0.0, 1.0)
+    critic = _critic(setup, algo, *scale)
     return PpoTask(
         setup=setup,
         algo=algo,
         reference=frozen(found, start),
-        reward=normalised(raw, mean, sd),
+        reward=reward,
+        scale=scale,
         critic=critic,
         trained=trained_modules(start.policy, critic),
         optimiser=ppo_optimiser(start.policy, critic, algo, weight_decay=config.train.weight_decay),
         fingerprints={
             "model": start.fingerprint,
             "reference": found.fingerprint,
-            "reward": raw.fingerprint,
+            "reward": reward.fingerprint,
         },
     )
 
@@ -171,7 +177,8 @@ def _scale(setup: Setup, algo: PpoConfig, reward: Reward) -> tuple[float, float]
     sampled = answer(setup, algo, places, samples=1, seed=derived_seed("scale", setup.config.seed, 1), step=0)
     leave_if_stopped(setup.stop, "stopped before the first step")
     scores = score(reward, sampled, setup)
-    mean, sd = statistics.fmean(scores), statistics.pstdev(scores)
+    mean = statistics.fmean(scores)
+    sd = scale_of(mean, statistics.pstdev(scores))
     setup.panel.note(f"reward of the starting model: mean {mean:.3f}, spread {sd:.3f} over {size} answers")
     setup.directory.update(decided={**decided, "reward_mean": mean, "reward_sd": sd})
     return mean, sd
