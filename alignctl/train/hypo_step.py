@@ -105,15 +105,17 @@ def hypo_backward(
         torch.stack(terms).sum().backward()
     view = pair_view(pairs, torch.cat(sums), ref_sums)
     out = loss(view)
-    metrics = pair_metrics(view, out, row_weights(pairs, out.losses))
-    lengths = torch.cat(counts)
-    online = kl_metrics(torch.cat(sequence), lengths, samples=samples)
+    given = pair_metrics(view, out, row_weights(pairs, out.losses))
+    own = _answer_metrics(torch.cat(sequence), torch.cat(counts), sampled, samples)
+    total = given["loss"] + lambda_ * own["kl/sequence"]
+    return {**given, **own, "loss": total, "loss/pairs": given["loss"]}
+
+
+def _answer_metrics(sequence: Tensor, counts: Tensor, sampled: Sampled, samples: int) -> dict[str, float]:
+    """From the nats [K] and tokens [K] of the answers, those of one prompt together."""
     return {
-        **metrics,
-        **online,
-        "loss": metrics["loss"] + lambda_ * online["kl/sequence"],
-        "loss/pairs": metrics["loss"],
-        "response_length": mean(lengths.double()),
+        **kl_metrics(sequence, counts, samples=samples),
+        "response_length": mean(counts.double()),
         "eos_rate": mean([float(ended) for ended in sampled.ended]),
     }
 

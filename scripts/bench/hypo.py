@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -342,7 +343,7 @@ def models(directory: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 def check_parity(sides: dict[str, Side], pairs: Sequence[Example], dtype: str) -> dict[str, Figures]:
     """Raise unless both sides find the same on the same answers; the weights stay as they are."""
-    answers = sides["alignctl"].sample(pairs, 0)
+    answers = {name: side.sample(pairs, 0) for name, side in sides.items()}["alignctl"]
     found = {
         name: side.update(pairs, answers, side.score_reference(pairs), lr=0.0) for name, side in sides.items()
     }
@@ -373,19 +374,19 @@ def timed_step(side: Side, pairs: Sequence[Example], step: int) -> Run:
 def measure(
     model: str, pairs: Sequence[Example], config: HypoConfig, dtype: str, rounds: int
 ) -> tuple[dict[str, list[Run]], dict[str, Figures]]:
-    """Parity, one step of each side to warm up, then the rounds in turn."""
+    """Parity, which also warms up, then the rounds in turn."""
     sides: dict[str, Side] = {
         "plain": Plain(models(model), config, dtype),
         "alignctl": Ours(models(model), config, dtype),
     }
     parity = check_parity(sides, pairs[:PAIRS], dtype)
-    for side in sides.values():
-        timed_step(side, pairs[:PAIRS], 0)
+    print(f"both sides agree ({dtype}): {parity}", file=sys.stderr)
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for number in range(1, rounds + 1):
         batch = pairs[number * PAIRS : (number + 1) * PAIRS]
         for name in list(sides) if number % 2 else list(reversed(sides)):
             runs[name].append(timed_step(sides[name], batch, number))
+            print(f"round {number} {dtype} {name}: {runs[name][-1].step:.1f} s", file=sys.stderr)
     return runs, parity
 
 

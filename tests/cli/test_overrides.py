@@ -10,7 +10,7 @@ import yaml
 from alignctl.cli import main
 from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
-from alignctl.config import TrainConfig
+from alignctl.config import TrainConfig, as_yaml
 
 CONF = open_conf(None)
 
@@ -92,3 +92,21 @@ def test_order_of_choices_settings_and_flags_is_free(capsys: pytest.CaptureFixtu
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["algo"]["tau"] == 0.4
     assert shown == config("algo=ipo", "algo.tau=0.4").model_dump(mode="json")
+
+
+@pytest.mark.parametrize("pattern", ["[aeiou]", "[0-9]+, [0-9]+", "^(yes|no)$", "a,b", r"\d{2}", 'say "hi"'])
+def test_a_pattern_is_taken_to_the_letter(pattern: str):
+    got = config("algo=ppo", "reward=pattern", f"reward.pattern={pattern}")
+    assert got.reward.pattern == pattern  # type: ignore[union-attr]
+
+
+def test_a_run_brings_the_learning_rate_of_what_it_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/run.json").write_text("{}")
+    Path("run/config.yaml").write_text(as_yaml(config("model=tiny", "model.lr=3e-4")))
+    assert config("model=run/model").model.lr == config("model=./run").model.lr == 3e-4
+    assert config("model=./run", "model.lr=2e-6").model.lr == 2e-6
+    assert config("model=some/where").model.lr == 1e-6

@@ -67,8 +67,8 @@ class HypoTask:
         config, wanted = self.setup.config, self.algo.prompts_per_step
         if config.dataset.prompts is None:
             return self.pairs.rows(step)[:wanted]
-        seed = derived_seed("prompts", config.seed, 0)
-        return batch_indices(step, rows=len(self.setup.data.unlabelled.ids), batch_size=wanted, seed=seed)
+        prompts = len(self.setup.data.unlabelled.ids)
+        return own_prompts(step, prompts=prompts, wanted=wanted, seed=config.seed)
 
     def sample(self, step: int) -> Sampled:
         """Answers of the present weights to the step's prompts."""
@@ -115,6 +115,12 @@ class HypoTask:
     def export(self, directory: Path) -> None:
         """The policy, or its adapter."""
         self.pairs.export(directory)
+
+
+def own_prompts(step: int, *, prompts: int, wanted: int, seed: int) -> list[int]:
+    """Places of a step's prompts among `prompts` of their own: epochs, not in the order of the pairs."""
+    seed = derived_seed("prompts", seed, 0)
+    return batch_indices(step, rows=prompts, batch_size=wanted, seed=seed)
 
 
 def open_hypo_task(setup: Setup, algo: HypoConfig) -> HypoTask | PairTask:
