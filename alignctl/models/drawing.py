@@ -17,7 +17,7 @@ from torch import Tensor
 
 BLOCK = 256
 """Tokens whose probabilities are summed together when one is drawn."""
-NUCLEUS = 512
+NUCLEUS = 256
 """Likeliest tokens in which the nucleus is looked for first, on a CPU."""
 
 

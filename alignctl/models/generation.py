@@ -241,7 +241,8 @@ def _read(sampler: _Sampler, groups: Sequence[_Group]) -> tuple[_Flight, Tensor]
         position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        # By index, which copies: the slice of logits_to_keep=1 makes torch copy the head once per prompt.
+        logits_to_keep=torch.tensor([ids.shape[1] - 1], device=device),
     ).logits[:, -1]
     answers = np.concatenate([group.ids for group in groups])
     rows = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.ids) for group in groups]))

@@ -65,6 +65,8 @@ class _RoomyLayer(DynamicLayer):
 class RoomyCache(DynamicCache):
     """Takes one token per row at a time; made by `merged_cache`."""
 
+    layers: list[_RoomyLayer]  # type: ignore[assignment]
+
     def __init__(self, layers: list[_RoomyLayer]) -> None:
         super().__init__()
         self.layers = layers
@@ -72,9 +74,9 @@ class RoomyCache(DynamicCache):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row beam_idx[i] was; int64 [at most rows], on the CPU."""
         holes = (beam_idx != torch.arange(len(beam_idx))).nonzero()[:, 0]
-        fillers = beam_idx[holes]
+        places, fillers = (index.to(self.layers[0].device) for index in (holes, beam_idx[holes]))
         for layer in self.layers:
-            layer.keep(len(beam_idx), holes.to(layer.device), fillers.to(layer.device))
+            layer.keep(len(beam_idx), places, fillers)
 
 
 def merged_cache(

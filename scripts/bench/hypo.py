@@ -3,9 +3,7 @@
     python scripts/bench/hypo.py --data hh.jsonl.gz --out hypo.json
 
 A step is 8 pairs and 2 answers of 64 tokens to each of their prompts, SmolLM2-135M, full fine-tuning with
-AdamW. The plain side is what one writes first: `generate(num_return_sequences=2)` on left-padded prompts,
-then padded forward passes of chosen, of rejected and of the samples, for the policy and for the reference,
-with log-softmax over the vocabulary; the samples' logits are kept for the answers alone.
+AdamW. The plain side, hypo_plain.py, is what one writes first.
 Decisions. Both sides start from one policy, the reference moved by seeded noise so that the KL is not zero,
 and no answer may end early, so that both sample as many tokens. Before anything is timed the same pairs and
 answers go through both: loss of the pairs, KL and gradient norm have to agree. Each round has pairs of its
@@ -17,24 +15,24 @@ pays it.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from hypo_plain import Answers, Figures, Plain, Sizes
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from alignctl.algos import pair_loss
 from alignctl.cli.compose import load
@@ -56,19 +54,13 @@ from alignctl.train.optimiser import build_optimiser
 from alignctl.train.sampling import sample_answers
 from alignctl.train.step import optimiser_step
 
-PAIRS, SAMPLES, ANSWER_TOKENS = 8, 2, 64
+SIZES = Sizes(pairs=8, samples=2, answer_tokens=64, clip=1.0)
 LONGEST = 256
 """Tokens of a prompt with one answer."""
-PLAIN_PAIRS = 4
-"""Pairs of the plain side per backward pass, for it keeps activations and logits of every padded position."""
-LR, CLIP, SEED, NOISE = 1e-6, 1.0, 7, 0.02
+LR, SEED, NOISE = 1e-6, 7, 0.02
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 """By how much the sides' figures may differ, relative to the larger."""
-
-Answers = list[list[np.ndarray]]
-"""By prompt."""
-Figures = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +94,9 @@ class Side(Protocol):
     ) -> Figures:
         """One optimiser step."""
         ...
+
+
+Sides = dict[str, Callable[[], Side]]
 
 
 # --- alignctl ------------------------------------------------------------------------------------------
@@ -139,10 +134,10 @@ class Ours:
             rows,
             [pair.prompt for pair in pairs],
             str,
-            samples=SAMPLES,
+            samples=SIZES.samples,
             # No token at all, so that every answer has the full length.
             stop=(self.policy.causal_lm.config.get_text_config().vocab_size,),
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=SIZES.answer_tokens,
             seed=SEED,
             step=step,
         )
@@ -156,7 +151,7 @@ class Ours:
         examples = [
             Example(pair.id, pair.prompt, tuple(own)) for pair, own in zip(pairs, answers, strict=True)
         ]
-        total = len(pairs) * SAMPLES
+        total = len(pairs) * SIZES.samples
         backward = partial(
             hypo_backward,
             self.policy,
@@ -167,124 +162,10 @@ class Ours:
             Sampled(tuple(examples), (), ("",) * total, (False,) * total),
             lambda_=self.config.lambda_,
             estimator="full",
-            samples=SAMPLES,
+            samples=SIZES.samples,
             micro_tokens=CUDA_MICRO_TOKENS if self.policy.device.type == "cuda" else CPU_MICRO_TOKENS,
         )
-        return optimiser_step(self.optimiser, backward, lr=lr, max_grad_norm=CLIP)[0]
-
-
-# --- the plain loop ------------------------------------------------------------------------------------
-
-
-class Plain:
-    """transformers' calls and torch's functions, nothing of alignctl."""
-
-    def __init__(
-        self, models: tuple[PreTrainedModel, PreTrainedModel], config: HypoConfig, dtype: str
-    ) -> None:
-        self.model, self.reference = models
-        self.model.generation_config = GenerationConfig(pad_token_id=0)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
-        self.beta, self.lambda_ = config.beta, config.lambda_
-        self.device = self.model.device
-        self.autocast = partial(
-            torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"
-        )
-
-    def score_reference(self, pairs: Sequence[Example]) -> None:
-        """In the step."""
-
-    @torch.no_grad()
-    def sample(self, pairs: Sequence[Example], step: int) -> Answers:
-        """`generate` on the padded prompts."""
-        torch.manual_seed(SEED + step)
-        ids, mask = self.padded([pair.prompt for pair in pairs], left=True)
-        with self.autocast():
-            out = self.model.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=True,
-                top_k=0,
-                num_return_sequences=SAMPLES,
-                max_new_tokens=ANSWER_TOKENS,
-            )
-        answers = out[:, ids.shape[1] :].cpu().numpy().astype(np.int32)
-        return [list(answers[n : n + SAMPLES]) for n in range(0, len(answers), SAMPLES)]
-
-    def update(
-        self, pairs: Sequence[Example], answers: Answers, ref_sums: Tensor | None, lr: float
-    ) -> Figures:
-        """Three padded passes for each of the two models."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        dpo, nats = 0.0, 0.0
-        for start in range(0, len(pairs), PLAIN_PAIRS):
-            part = slice(start, start + PLAIN_PAIRS)
-            losses = self.pair_losses(pairs[part])
-            (losses.sum() / len(pairs)).backward()
-            logps, kl = self.answer_terms(pairs[part], answers[part])
-            later = kl.detach().flip(1).cumsum(1).flip(1) - kl.detach()
-            online = (kl + logps * later).sum() / (len(pairs) * SAMPLES)
-            (self.lambda_ * online).backward()
-            dpo += float(losses.detach().sum()) / len(pairs)
-            nats += float(kl.detach().sum()) / (len(pairs) * SAMPLES)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        return {"loss/pairs": dpo, "kl/sequence": nats, "grad_norm": float(norm)}
-
-    def pair_losses(self, pairs: Sequence[Example]) -> Tensor:
-        """DPO [B]."""
-        policy = [self.pair_logps(self.model, pairs, side) for side in (0, 1)]
-        with torch.no_grad():
-            reference = [self.pair_logps(self.reference, pairs, side) for side in (0, 1)]
-        return -F.logsigmoid(self.beta * ((policy[0] - reference[0]) - (policy[1] - reference[1])))
-
-    def pair_logps(self, model: PreTrainedModel, pairs: Sequence[Example], side: int) -> Tensor:
-        """Summed log-probabilities [B] of one side's answers."""
-        ids, mask = self.padded([np.concatenate([pair.prompt, pair.branches[side]]) for pair in pairs])
-        with self.autocast():
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        logps = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-        places = torch.arange(1, ids.shape[1], device=self.device)
-        begins = torch.tensor([[len(pair.prompt)] for pair in pairs], device=self.device)
-        return (logps * (places >= begins) * mask[:, 1:]).sum(1)
-
-    def answer_terms(self, pairs: Sequence[Example], answers: Answers) -> tuple[Tensor, Tensor]:
-        """log pi of every answer token and KL at its position, [B k, answer tokens]."""
-        rows = [
-            np.concatenate([pair.prompt, one])
-            for pair, own in zip(pairs, answers, strict=True)
-            for one in own
-        ]
-        ids, mask = self.padded(rows, left=True)
-        log_p = self.answer_log_softmax(self.model, ids, mask)
-        with torch.no_grad():
-            log_q = self.answer_log_softmax(self.reference, ids, mask)
-        logps = log_p.gather(2, ids[:, -ANSWER_TOKENS:, None])[..., 0]
-        return logps, (log_p.exp() * (log_p - log_q)).sum(-1)
-
-    def answer_log_softmax(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-        """[B k, answer tokens, V]."""
-        with self.autocast():
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-                use_cache=False,
-                logits_to_keep=ANSWER_TOKENS + 1,
-            ).logits
-        return logits[:, :-1].float().log_softmax(-1)
-
-    def padded(self, rows: Sequence[np.ndarray], *, left: bool = False) -> tuple[Tensor, Tensor]:
-        """Ids and mask [n, longest]."""
-        longest = max(map(len, rows))
-        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            place = slice(longest - len(row), None) if left else slice(len(row))
-            ids[number, place], mask[number, place] = torch.from_numpy(row.astype(np.int64)), 1
-        return ids.to(self.device), mask.to(self.device)
+        return optimiser_step(self.optimiser, backward, lr=lr, max_grad_norm=SIZES.clip)[0]
 
 
 # --- measuring -----------------------------------------------------------------------------------------
@@ -318,7 +199,7 @@ def read_pairs(data: Path, model: str, wanted: int) -> tuple[list[Example], Hypo
             load_tokenizer(Source(model, None)),
             1 << 20,
             max_length=LONGEST,
-            max_prompt=LONGEST - ANSWER_TOKENS,
+            max_prompt=LONGEST - SIZES.answer_tokens,
         )
         found += [example for example in rendered.examples if not example.truncated]
         if len(found) >= wanted:
@@ -341,15 +222,16 @@ def models(directory: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     return policy, reference.requires_grad_(False)
 
 
-def check_parity(sides: dict[str, Side], pairs: Sequence[Example], dtype: str) -> dict[str, Figures]:
-    """Raise unless both sides find the same on the same answers; the weights stay as they are."""
-    answers = {name: side.sample(pairs, 0) for name, side in sides.items()}["alignctl"]
-    found = {
-        name: side.update(pairs, answers, side.score_reference(pairs), lr=0.0) for name, side in sides.items()
-    }
-    shown = {name: {key: figures[key] for key in found["plain"]} for name, figures in found.items()}
-    for key, value in shown["plain"].items():
-        if abs(shown["alignctl"][key] - value) > TOLERANCE[dtype] * abs(value):
+def check_parity(sides: Sides, pairs: Sequence[Example], dtype: str) -> dict[str, Figures]:
+    """Raise unless both sides find the same on the same answers, from the same weights."""
+    side = sides["alignctl"]()
+    answers = side.sample(pairs, 0)
+    ours = side.update(pairs, answers, side.score_reference(pairs), lr=0.0)
+    del side
+    plain = sides["plain"]().update(pairs, answers, None, lr=0.0)
+    shown = {"plain": plain, "alignctl": {key: ours[key] for key in plain}}
+    for key, value in plain.items():
+        if abs(ours[key] - value) > TOLERANCE[dtype] * abs(value):
             raise SystemExit(f"the sides differ in {key} ({dtype}): {shown}")
     return shown
 
@@ -374,19 +256,27 @@ def timed_step(side: Side, pairs: Sequence[Example], step: int) -> Run:
 def measure(
     model: str, pairs: Sequence[Example], config: HypoConfig, dtype: str, rounds: int
 ) -> tuple[dict[str, list[Run]], dict[str, Figures]]:
-    """Parity, which also warms up, then the rounds in turn."""
-    sides: dict[str, Side] = {
-        "plain": Plain(models(model), config, dtype),
-        "alignctl": Ours(models(model), config, dtype),
+    """Parity, then the rounds in turn; a side is made anew for each, so that one at a time is in memory."""
+    sides: Sides = {
+        "plain": lambda: Plain(
+            models(model),
+            beta=config.beta,
+            lambda_=config.lambda_,
+            sizes=SIZES,
+            dtype=DTYPES[dtype],
+            seed=SEED,
+        ),
+        "alignctl": lambda: Ours(models(model), config, dtype),
     }
-    parity = check_parity(sides, pairs[:PAIRS], dtype)
+    parity = check_parity(sides, pairs[: SIZES.pairs], dtype)
     print(f"both sides agree ({dtype}): {parity}", file=sys.stderr)
     runs: dict[str, list[Run]] = {name: [] for name in sides}
-    for number in range(1, rounds + 1):
-        batch = pairs[number * PAIRS : (number + 1) * PAIRS]
+    for number in range(rounds):
+        batch = pairs[number * SIZES.pairs : (number + 1) * SIZES.pairs]
         for name in list(sides) if number % 2 else list(reversed(sides)):
-            runs[name].append(timed_step(sides[name], batch, number))
-            print(f"round {number} {dtype} {name}: {runs[name][-1].step:.1f} s", file=sys.stderr)
+            runs[name].append(timed_step(sides[name](), batch, number))
+            gc.collect()
+            print(f"round {number + 1} {dtype} {name}: {runs[name][-1]}", file=sys.stderr)
     return runs, parity
 
 
@@ -426,7 +316,7 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     model = options.model or str(pinned_directory(print))
-    pairs, config = read_pairs(options.data, model, PAIRS * (options.rounds + 1))
+    pairs, config = read_pairs(options.data, model, SIZES.pairs * options.rounds)
     results, parity = {}, {}
     for dtype in options.dtypes:
         results[dtype], parity[dtype] = measure(model, pairs, config, dtype, options.rounds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def alignctl(words: Sequence[str], out: Path) -> Path:
     if code:
         sys.exit(f"exit code {code}; repeat the study's command to go on")
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    # A study compares finished models; the checkpoints of a dozen runs would fill a disk.
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return out
 
 

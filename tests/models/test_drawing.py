@@ -66,7 +66,7 @@ def test_blocks_and_their_edges_have_their_share(top_p):
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.8, 0.99])
-@pytest.mark.parametrize("nucleus", [3, 40, 512])
+@pytest.mark.parametrize("nucleus", [3, 40, 256])
 def test_the_nucleus_is_the_one_of_transformers(monkeypatch, top_p, nucleus):
     """Every token of it can be drawn and no other, whether or not the likeliest few reach that far."""
     monkeypatch.setattr(drawing, "NUCLEUS", nucleus)
