@@ -171,21 +171,22 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _prompts_are_read(self) -> TrainConfig:
-        online = isinstance(self.algo, PpoConfig | HypoConfig)
-        if self.dataset.prompts is not None and not online:
-            raise ValueError(f"dataset.prompts is not read by algo={self.algo.name}")
-        asks_pairs = isinstance(self.algo, HypoConfig) and self.dataset.prompts is None
-        if asks_pairs and self.algo.prompts_per_step > self.train.batch_size:
+    def _prompts_can_be_answered(self) -> TrainConfig:
+        algo, train = self.algo, self.train
+        if not isinstance(algo, PpoConfig | HypoConfig):
+            if self.dataset.prompts is not None:
+                raise ValueError(f"dataset.prompts is not read by algo={algo.name}")
+            return self
+        pairs = train.batch_size
+        if isinstance(algo, HypoConfig) and self.dataset.prompts is None and algo.prompts_per_step > pairs:
             raise ValueError(
-                f"algo.prompts_per_step={self.algo.prompts_per_step} is more than the "
-                f"train.batch_size={self.train.batch_size} pairs whose prompts are asked; "
-                "name others: dataset.prompts=FILE"
+                f"algo.prompts_per_step={algo.prompts_per_step} is more than the train.batch_size="
+                f"{pairs} pairs whose prompts are asked; name others: dataset.prompts=FILE"
             )
-        if online and self.algo.max_new_tokens + self.train.max_prompt > self.train.max_length:
+        if algo.max_new_tokens + train.max_prompt > train.max_length:
             raise ValueError(
-                f"algo.max_new_tokens={self.algo.max_new_tokens} after train.max_prompt="
-                f"{self.train.max_prompt} is longer than train.max_length={self.train.max_length}"
+                f"algo.max_new_tokens={algo.max_new_tokens} after train.max_prompt={train.max_prompt} "
+                f"is longer than train.max_length={train.max_length}"
             )
         return self
 
