@@ -109,7 +109,9 @@ def options(conf: Conf, group: str) -> dict[str, Path]:
 
 def option_for_path(group: str, value: str) -> str | None:
     """The option that reads `value` as a path or hub id, or None where it does not look like one."""
-    looks = "/" in value or "." in value or (value != "" and Path(value).exists())
+    # What stands before @ may be a run: RUN@STEP.
+    named = value.partition("@")[0]
+    looks = "/" in value or "." in value or (named != "" and Path(named).exists())
     return PATH_OPTIONS[group][0] if group in PATH_OPTIONS and looks and "," not in value else None
 
 

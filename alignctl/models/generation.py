@@ -3,7 +3,16 @@
 A token is drawn at a uniform number that depends on (seed, step, sample id, position) alone, so an answer
 does not depend on which others are sampled beside it, up to the rounding of the forward pass.
 
-TODO figures
+Measured on two cores with SmolLM2-135M, 16 rows of 200 tokens. A float32 decode step took 125 ms, 57 of them
+for concatenating the cache, which the one of kv_cache.py spares. Under autocast a step took 121 ms, 54 of
+them for casts: in inference mode autocast keeps none, elsewhere only those of weights being trained, so the
+copies are made here. The head after reading three prompts in bfloat16: 483 ms by `logits_to_keep=1`, whose
+slice makes torch copy the weight for every prompt, 7 ms by index. Prompts of like length are read together,
+others by themselves: 16 rows padded to the longest of 8 prompts would be 3.8 times their tokens.
+What did not help: matrix products and a softmax in place of SDPA (the same in float32, half as fast in
+bfloat16), masks in float, weights stored transposed; a plain matrix product takes most of what is left.
+Untried for the gain expected, under a tenth each: keys of a prompt shared by its samples in decoding, and
+attention in groups of like length.
 """
 
 from __future__ import annotations

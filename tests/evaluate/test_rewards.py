@@ -35,8 +35,8 @@ from alignctl.evaluate.rewards import (
     gold_reward,
     implicit_reward,
     model_reward,
-    normalised,
     pattern_reward,
+    scale_of,
 )
 from alignctl.models.load import Source
 from alignctl.models.policy import Policy, set_attention
@@ -100,26 +100,20 @@ def test_a_pattern_that_is_none_is_refused_by_the_config(pattern: str) -> None:
 # --- scale ---------------------------------------------------------------------------------------------
 
 
-def fixed(*values: float) -> Reward:
-    return Reward("fixed", "fixed", lambda rows, answers, progress: list(values))
-
-
 @pytest.mark.parametrize(
-    ("mean", "sd", "expected"),
+    ("mean", "sd", "scale"),
     [
-        (0.0, 1.0, [1.0, 3.0, -1.0]),
-        (1.0, 2.0, [0.0, 1.0, -1.0]),
-        (-1.0, 0.5, [4.0, 8.0, 0.0]),
+        (0.0, 1.0, 1.0),
+        (1.0, 2.0, 2.0),
+        (-1.0, 0.5, 0.5),
         # Scores that did not differ give no scale to divide by.
-        (1.0, 0.0, [0.0, 2.0, -2.0]),
-        (1000.0, 1e-4, [-999.0, -997.0, -1001.0]),
-        (0.0, 1e-4, [1e4, 3e4, -1e4]),
+        (1.0, 0.0, 1.0),
+        (1000.0, 1e-4, 1.0),
+        (0.0, 1e-4, 1e-4),
     ],
 )
-def test_scores_are_shifted_and_scaled(mean: float, sd: float, expected: list[float]) -> None:
-    found = normalised(fixed(1.0, 3.0, -1.0), mean, sd)
-    assert found.score(ROWS, ANSWERS, None) == pytest.approx(expected)
-    assert (found.name, found.fingerprint) == ("fixed", "fixed")
+def test_scores_that_do_not_differ_have_no_scale(mean: float, sd: float, scale: float) -> None:
+    assert scale_of(mean, sd) == scale
 
 
 # --- held-out pairs ------------------------------------------------------------------------------------
