@@ -16,9 +16,10 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
 from alignctl.config import NoAdapter, Reference, TrainConfig, soup_weights
-from alignctl.errors import RunDirectoryError
+from alignctl.errors import RunDirectoryError, SetupError
 from alignctl.models.live_reference import LiveReference
 from alignctl.models.load import Start, load_start, locate_path
+from alignctl.models.policy import causal_lm, head_parameters
 from alignctl.models.reference import as_tensors, cached_scores, from_tensors
 from alignctl.models.scoring import Progress
 from alignctl.models.soup.members import open_member
@@ -76,6 +77,7 @@ def find_reference(
     """
     other = named_reference(wanted, config.seed, say)
     if other is not None:
+        _refuse_vocabulary(other, start)
         ready = policy_of(
             other,
             dropout=0.0,
@@ -91,6 +93,16 @@ def find_reference(
         fingerprint = f"{start.fingerprint} adapter off" if was_trained else start.fingerprint
         return Found(LiveReference(start.policy, adapter_off=True), fingerprint, not was_trained)
     return Found(LiveReference(start.policy, adapter_off=False), start.fingerprint, True)
+
+
+def _refuse_vocabulary(other: Start, start: StartingPolicy) -> None:
+    """Token ids must mean the same to both; as many of them is the least."""
+    sizes = [head_parameters(causal_lm(model))[0].shape[0] for model in (start.policy.model, other.model)]
+    if sizes[0] != sizes[1]:
+        raise SetupError(
+            f"the policy has {sizes[0]} tokens and its reference {sizes[1]}: they read different texts",
+            "name a reference with the policy's tokenizer: algo.reference.path=MODEL",
+        )
 
 
 def frozen(found: Found, start: StartingPolicy) -> LiveReference:

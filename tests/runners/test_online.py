@@ -239,6 +239,13 @@ def test_mistakes_are_told_in_a_few_lines(name: str, capsys: pytest.CaptureFixtu
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
+def test_a_reference_with_other_tokens_is_refused(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = refused(HYPO | {"algo.reference.path": str(smollm2)}, capsys)
+    assert code == 3
+    assert "49152" in said
+
+
 def test_a_reward_model_is_no_policy(capsys: pytest.CaptureFixture[str]) -> None:
     reward = train("reward", {"algo": "reward"})
     capsys.readouterr()
