@@ -64,7 +64,7 @@ def figures(evaluation: Path) -> dict[str, dict[str, Mapping[str, Any]]]:
     found = results(evaluation)
     table = {model["name"]: dict(model["metrics"]) for model in found["models"]}
     for rate in found["win_rates"]:
-        table[rate["model"]]["win_rate"] = rate["win_rate"]
+        table[rate["model"]]["win_rate"] = rate["metrics"]["win_rate"]
     return table
 
 

@@ -14,7 +14,7 @@ from alignctl.records import Example, LossOut
 
 def example(number: int, lengths: tuple[int, int], p_chosen: float = 1.0, weight: float = 1.0) -> Example:
     branches = tuple(np.ones(length, dtype=np.int32) for length in lengths)
-    return Example(str(number), np.ones(3, dtype=np.int32), branches, p_chosen, weight)
+    return Example(str(number), np.ones(3, dtype=np.int32), branches, p_chosen, weight=weight)
 
 
 ROWS = [example(0, (4, 8)), example(1, (10, 5), p_chosen=0.75, weight=2.0), example(2, (2, 2), weight=0.5)]

@@ -13,10 +13,11 @@ import alignctl.algos
 from alignctl.algos import pair_loss
 from alignctl.cli.compose import load
 from alignctl.cli.options import conf_directory, open_conf
-from alignctl.config import AlgoConfig, Settings
+from alignctl.config import AlgoConfig, HypoConfig, PairwiseConfig, Settings
 from alignctl.records import PairLogps
 
 UNION: tuple[type[Settings], ...] = get_args(get_args(AlgoConfig)[0])
+PAIRWISE: tuple[type[Settings], ...] = get_args(PairwiseConfig)
 OPTIONS = sorted(file.stem for file in (conf_directory() / "algo").glob("*.yaml"))
 
 
@@ -32,7 +33,10 @@ def test_every_member_of_the_union_has_an_option_and_every_option_a_member() -> 
     assert sorted(map(name_of, UNION)) == OPTIONS
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+PAIR_OPTIONS = [name_of(member) for member in PAIRWISE]
+
+
+@pytest.mark.parametrize("option", PAIR_OPTIONS)
 def test_the_option_leads_to_the_loss_in_the_file_of_its_name(option: str) -> None:
     config = algo(option)
     assert type(config) in UNION
@@ -43,7 +47,15 @@ def test_the_option_leads_to_the_loss_in_the_file_of_its_name(option: str) -> No
     assert (Path(alignctl.algos.__file__).parent / f"{option}.py").is_file()
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+def test_hypo_has_the_loss_of_dpo() -> None:
+    config = algo("hypo")
+    assert type(config) is HypoConfig
+    loss = pair_loss(config)
+    assert isinstance(loss, partial)
+    assert loss.func.__module__ == "alignctl.algos.dpo"
+
+
+@pytest.mark.parametrize("option", [*PAIR_OPTIONS, "hypo"])
 def test_the_loss_of_every_option_pulls_the_right_way(option: str) -> None:
     chosen = torch.tensor([-5.0, -6.0], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([-5.5, -5.0], dtype=torch.float64, requires_grad=True)
