@@ -101,7 +101,7 @@ class Dot:
     label: str = ""
 
 
-WIDTH, HEIGHT, MARGIN = 640, 400, 56
+WIDTH, HEIGHT, MARGIN = 640, 400, 72
 
 
 def scatter(title: str, across: str, up: str, names: Sequence[str], dots: Sequence[Dot]) -> str:
@@ -120,15 +120,15 @@ def scatter(title: str, across: str, up: str, names: Sequence[str], dots: Sequen
         f'font-size="13"><rect width="100%" height="100%" fill="#fff"/><title>{escape(title)}</title>',
         f'<text x="{WIDTH / 2}" y="20" text-anchor="middle" font-size="15">{escape(title)}</text>',
         f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">{escape(across)}</text>',
-        f'<text x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})">'
+        f'<text x="14" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 14 {HEIGHT / 2})">'
         f"{escape(up)}</text>",
         f'<path d="M{MARGIN} {MARGIN}V{HEIGHT - MARGIN}H{WIDTH - MARGIN}" fill="none" stroke="#555"/>',
     ]
     for part in range(5):
         value_x, value_y = (low + part / 4 * (high - low) for low, high in ((low_x, high_x), (low_y, high_y)))
         parts.append(
-            f'<text x="{x(value_x):.1f}" y="{HEIGHT - MARGIN + 18}" text-anchor="middle">{value_x:.3g}</text>'
-            f'<text x="{MARGIN - 6}" y="{y(value_y) + 4:.1f}" text-anchor="end">{value_y:.3g}</text>'
+            f'<text x="{x(value_x):.1f}" y="{HEIGHT - MARGIN + 18}" text-anchor="middle">{value_x:.2g}</text>'
+            f'<text x="{MARGIN - 6}" y="{y(value_y) + 4:.1f}" text-anchor="end">{value_y:.2g}</text>'
         )
     for dot in dots:
         colour = COLOURS[dot.arm]
