@@ -25,7 +25,6 @@ from alignctl.runners.references import Found, References, find_reference, keep,
 from alignctl.runners.tasks.answers import Say, answer_held_out, gold_of
 from alignctl.runners.tasks.task import Setup, StepPlan
 from alignctl.train.optimiser import build_optimiser
-from alignctl.train.schedule import batch_indices
 from alignctl.train.signals import leave_if_stopped
 from alignctl.train.step import StepOut, optimiser_step, pair_backward
 
@@ -51,9 +50,7 @@ class PairTask:
 
     def rows(self, step: int) -> list[int]:
         """Places in the training data of the step's pairs."""
-        config = self.setup.config
-        size = config.train.batch_size
-        return batch_indices(step, rows=len(self.setup.data.train), batch_size=size, seed=config.seed)
+        return self.setup.places(step, len(self.setup.data.train))
 
     def examples(self, step: int) -> Sequence[Example]:
         """The pairs of a step."""

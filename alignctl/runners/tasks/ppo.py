@@ -58,15 +58,13 @@ class PpoTask:
 
     def examples(self, step: int) -> Sequence[Example]:
         """The prompts of a step, as rows without answers."""
-        config, rows = self.setup.config, self.setup.data.rows
-        places = batch_indices(step, rows=len(rows), batch_size=config.train.batch_size, seed=config.seed)
-        return [rows[place] for place in places]
+        rows = self.setup.data.rows
+        return [rows[place] for place in self.setup.places(step, len(rows))]
 
     def step(self, plan: StepPlan) -> StepOut:
         """Sample, score, and update on the answers."""
         setup, config = self.setup, self.setup.config
-        rows = len(setup.data.rows)
-        places = batch_indices(plan.step, rows=rows, batch_size=config.train.batch_size, seed=config.seed)
+        places = setup.places(plan.step, len(setup.data.rows))
         k, seed = self.algo.samples, config.seed
         sampled = answer(setup, self.algo, places, samples=k, seed=seed, step=plan.step)
         scores = torch.tensor(score(self.reward, sampled, setup), dtype=torch.float64)

@@ -37,7 +37,6 @@ from alignctl.runners.tasks.task import Setup, StepPlan
 from alignctl.train.durable import publish_directory
 from alignctl.train.optimiser import build_optimiser
 from alignctl.train.reward_step import reward_backward
-from alignctl.train.schedule import batch_indices
 from alignctl.train.step import StepOut, optimiser_step
 
 
@@ -68,10 +67,7 @@ class RewardTask:
 
     def examples(self, step: int) -> Sequence[Example]:
         """The pairs of a step."""
-        config = self.setup.config
-        size = config.train.batch_size
-        rows = batch_indices(step, rows=len(self.train), batch_size=size, seed=config.seed)
-        return [self.train[row] for row in rows]
+        return [self.train[row] for row in self.setup.places(step, len(self.train))]
 
     def step(self, plan: StepPlan) -> StepOut:
         """One update on the step's pairs."""

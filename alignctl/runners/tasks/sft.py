@@ -19,7 +19,6 @@ from alignctl.runners.tasks.answers import Say, answer_held_out, gold_of
 from alignctl.runners.tasks.task import Setup, StepPlan
 from alignctl.train.answer_step import answer_backward
 from alignctl.train.optimiser import build_optimiser
-from alignctl.train.schedule import batch_indices
 from alignctl.train.step import StepOut, optimiser_step
 
 
@@ -39,10 +38,8 @@ class SftTask:
 
     def examples(self, step: int) -> Sequence[Example]:
         """The rows of a step."""
-        config, train = self.setup.config, self.setup.data.train
-        size = config.train.batch_size
-        rows = batch_indices(step, rows=len(train), batch_size=size, seed=config.seed)
-        return [train[row] for row in rows]
+        train = self.setup.data.train
+        return [train[row] for row in self.setup.places(step, len(train))]
 
     def step(self, plan: StepPlan) -> StepOut:
         """One update on the step's rows."""

@@ -22,6 +22,7 @@ from alignctl.report.terminal import Panel
 from alignctl.runners.preparation import StartingPolicy
 from alignctl.runners.training_data import TrainingData
 from alignctl.train.run_directory import RunDirectory
+from alignctl.train.schedule import batch_indices
 from alignctl.train.signals import StopFlag
 from alignctl.train.step import StepOut
 
@@ -38,6 +39,11 @@ class Setup:
     stop: StopFlag
     resumes: bool
     """The run has a checkpoint to go on from."""
+
+    def places(self, step: int, rows: int) -> list[int]:
+        """Which of so many rows are a step's: `train.batch_size`, in an order that the seed decides."""
+        config = self.config
+        return batch_indices(step, rows=rows, batch_size=config.train.batch_size, seed=config.seed)
 
 
 @dataclass(frozen=True, slots=True)
