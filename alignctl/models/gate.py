@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from alignctl.errors import SetupError
 from alignctl.models import attention
+from alignctl.models.norms import fuse_norms
 from alignctl.models.packing import pack
 from alignctl.models.policy import Policy, branch_logps, causal_lm, evaluating, set_attention
 from alignctl.records import Example, Layout
@@ -38,7 +39,7 @@ class Gate:
 def choose_layout(
     model: PreTrainedModel | PeftModel, *, max_length: int, adapter_dropout: float, device: torch.device
 ) -> Gate:
-    """The fastest layout that is exact for this model, its attention set up accordingly.
+    """The fastest layout that is exact for this model, its attention and norms set up accordingly.
 
     Raises SetupError when not even the padded layout reproduces the model's own log-probabilities.
     """
@@ -55,6 +56,8 @@ def choose_layout(
         )
     with evaluating(model):
         expected = _own_logps(lm, device)
+        # After the model's own result and before ours, so that the proof covers it.
+        fuse_norms(lm)
         _refuse_capped_logits(lm)
         reason = _window_reason(lm, max_length) or _mismatch(model, expected, "shared", device)
         if not reason and adapter_dropout == 0:

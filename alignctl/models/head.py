@@ -83,21 +83,25 @@ class HeadGradients:
 
     @staticmethod
     def of(needed: Sequence[bool], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadGradients:
-        """Nothing added yet; `needed` says which of hidden, weight and bias are asked for."""
+        """Nothing in it yet; `needed` says which of hidden, weight and bias are asked for."""
         return HeadGradients(
             torch.empty_like(hidden) if needed[0] else None,
-            torch.zeros_like(weight) if needed[1] else None,
-            torch.zeros_like(bias) if needed[2] and bias is not None else None,
+            torch.empty_like(weight) if needed[1] else None,
+            torch.empty_like(bias) if needed[2] and bias is not None else None,
         )
 
     def add(self, block: slice, d_logits: Tensor, hidden: Tensor, compute_weight: Tensor) -> None:
-        """Add what `d_logits` [n, V], the gradient of the logits of rows `block`, gives to each."""
+        """Add what `d_logits` [n, V], the gradient of the logits of rows `block`, gives to each.
+
+        Blocks come in order: the first one fills what the others are added to.
+        """
         if self.hidden is not None:
             torch.mm(d_logits, compute_weight, out=self.hidden[block])
+        add = torch.Tensor.add_ if block.start else torch.Tensor.copy_
         if self.weight is not None:
-            self.weight.add_(d_logits.T @ hidden[block])
+            add(self.weight, d_logits.T @ hidden[block])
         if self.bias is not None:
-            self.bias.add_(d_logits.sum(0))
+            add(self.bias, d_logits.sum(0))
 
 
 class _TokenLogps(torch.autograd.Function):

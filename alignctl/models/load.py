@@ -164,19 +164,8 @@ def context_length(source: Source) -> int | None:
 
 def load_weights(source: Source) -> PreTrainedModel | PeftModel:
     """The model in float32 on the CPU, dropout off; a PeftModel (trainable) when the source is an adapter."""
+    config = _model_config(source)
     with _translated(source.base):
-        config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
-        if config.to_dict().get("quantization_config"):
-            raise SetupError(
-                f"{source.base} is quantised; alignctl trains full-precision weights",
-                "name the unquantised model",
-            )
-        if is_classifier(config):
-            raise SetupError(
-                f"{source.base} is a sequence classifier, such as a reward model, and writes no text",
-                "what wants scores: reward=model reward.path=..., judge=reward judge.path=...",
-            )
-        config.update(_dropout_off(config.to_dict()))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
             config=config,
@@ -193,15 +182,43 @@ def load_weights(source: Source) -> PreTrainedModel | PeftModel:
     return model if source.adapter is None else _with_adapter(model, source.base, source.adapter)
 
 
+def _model_config(source: Source) -> PretrainedConfig:
+    with _translated(source.base):
+        config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+    if config.to_dict().get("quantization_config"):
+        raise SetupError(
+            f"{source.base} is quantised; alignctl trains full-precision weights",
+            "name the unquantised model",
+        )
+    if is_classifier(config):
+        raise SetupError(
+            f"{source.base} is a sequence classifier, such as a reward model, and writes no text",
+            "what wants scores: reward=model reward.path=..., judge=reward judge.path=...",
+        )
+    config.update(_dropout_off(config.to_dict()))
+    return config
+
+
+def skeleton(source: Source, adapter: AdapterConfig) -> PreTrainedModel | PeftModel:
+    """The model that `load_start` would return, on the meta device: shapes without weights, from its config.
+
+    A directory's own adapter counts as a fresh one like `adapter`.
+    """
+    config = _model_config(source)
+    with _translated(source.base), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return model if isinstance(adapter, NoAdapter) else _with_fresh_adapter(model, adapter, source.base)
+
+
 def is_classifier(config: PretrainedConfig) -> bool:
     """Whether the weights beside this config are a sequence classifier's, which have no vocabulary head."""
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def name_base(model: PeftModel, directory: Path) -> None:
-    """Write into a saved adapter which weights it belongs to: the sha256 of its base's."""
+def name_base(base: str, directory: Path) -> None:
+    """Write into a saved adapter which weights it belongs to: their `base_fingerprint`."""
     file = directory / ADAPTER_WEIGHTS
-    save_file(load_file(file), file, metadata={"format": "pt", BASE: base_fingerprint(model)})
+    save_file(load_file(file), file, metadata={"format": "pt", BASE: base})
 
 
 def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
@@ -270,6 +287,8 @@ class Start:
 
     model: PreTrainedModel | PeftModel
     fingerprint: str
+    base: str
+    """`base_fingerprint` of what was loaded: training may round the weights below an adapter."""
 
 
 def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
@@ -279,13 +298,19 @@ def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
     rank, alpha and dropout have to be the configured ones.
     """
     model = load_weights(source)
-    fingerprint = model_fingerprint(model)
+    fingerprint, base = model_fingerprint(model), base_fingerprint(model)
     if isinstance(adapter, NoAdapter):
         merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
-        return Start(merged.requires_grad_(True), fingerprint)
+        return Start(merged.requires_grad_(True), fingerprint, base)
     if isinstance(model, PeftModel):
         _same_adapter(model, adapter)
-        return Start(model, fingerprint)
+        return Start(model, fingerprint, base)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Start(_with_fresh_adapter(model, adapter, source.base), fingerprint, base)
+
+
+def _with_fresh_adapter(model: PreTrainedModel, adapter: LoraAdapter, base: str) -> PeftModel:
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
@@ -293,16 +318,12 @@ def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules=targets,
-        base_model_name_or_path=source.base,
+        base_model_name_or_path=base,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            return Start(get_peft_model(model, lora), fingerprint)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise UsageError(
-                f"adapter.targets={targets} matches no module: {error}", "use all-linear"
-            ) from error
+    try:
+        return get_peft_model(model, lora)  # type: ignore[return-value]
+    except ValueError as error:
+        raise UsageError(f"adapter.targets={targets} matches no module: {error}", "use all-linear") from error
 
 
 NOT_COMPUTED_WITH = ("transformers_version", "peft_version", "base_model_name_or_path", "revision")

@@ -1,46 +1,75 @@
-"""What a training step needs in memory, estimated before it runs, and the settings that follow from it."""
+"""What a run needs in memory at its peak, and the settings that follow from it, before its first step.
+
+The estimate is what the process holds when it plans, the weights among it, and what will come: moments,
+models beside, and the largest of the phases that follow one another: a step's heaviest micro-batches, the
+optimiser with all gradients, scoring without gradients, sampling. Passes are rehearsed (models/rehearsal.py),
+so the numbers follow the engine; only the cache of sampled answers is a formula.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from alignctl.errors import OutOfMemoryError
-from alignctl.models.head import CHUNK_ROWS, KEPT_BYTES
+from alignctl.models.generation import BATCH
 from alignctl.models.machine import free_memory
-from alignctl.models.policy import causal_lm
+from alignctl.models.policy import Policy
+from alignctl.models.rehearsal import (
+    Ghost,
+    NotRehearsed,
+    Pass,
+    ghost_of,
+    scoring_bytes,
+    training_bytes,
+    weight_bytes,
+)
+from alignctl.records import Example
 
 CPU_MICRO_TOKENS = 4096
 CUDA_MICRO_TOKENS = 16384
-USABLE = 0.85
-"""Share of the free memory that a plan may use; the rest is for what no formula sees."""
+USABLE = 0.9
+"""Share of the memory that can be had which a plan may fill; the rest is for what no count sees."""
+COLUMNS = 64
+"""By which the cache of sampled answers grows."""
+LOGITS = 6
+"""Float32 copies of the logits of a token that drawing it takes."""
+STATUS = Path("/proc/self/status")
 
 
-SMALLER = (
-    "try adapter=lora, hardware.activation_checkpointing=true, train.dtype=bfloat16 or a smaller model",
-)
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """Rows that go through the model together."""
+
+    rows: Sequence[Example]
+    accumulates: bool
+    """It is not the first of its step, whose gradients are there already."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadUse:
-    """What the calls of the vocabulary head hold that are in memory at one time."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What a run puts through its model; token ids do not matter, lengths do."""
 
-    kept: tuple[int, ...] = (1,)
-    """Per call, how many values it keeps for each scored position and entry of the vocabulary."""
-    blocks: int = 1
-    """Float32 copies of one block of logits that the largest call works with."""
-
-
-GIVEN_ALONE = HeadUse()
-"""One call at a time."""
-PAIRS_AND_ANSWERS = HeadUse(kept=(1, 1))
-"""Log-probabilities of given answers and of sampled ones: their backward passes come after both."""
-PAIRS_AND_KL = HeadUse(kept=(1, 2), blocks=3)
-"""The same with the divergence over the whole vocabulary, which keeps its slope beside the softmax and works
-on the logits of policy and reference (models/head_kl.py)."""
+    heaviest: Callable[[int], Sequence[MicroBatch]]
+    """The micro-batches of the run that may need most, by their budget of tokens."""
+    forward: Pass
+    """Of a micro-batch that is trained on."""
+    scored: Sequence[Example]
+    """The most that is scored at one time without gradients."""
+    score: Pass
+    longest_row: int
+    """Positions of the longest row: the least that a micro-batch has to hold."""
+    step_tokens: int
+    """Positions of the largest step: the most that is of use."""
+    sampled: tuple[int, int] = (0, 0)
+    """Answers that are written side by side, and positions of the longest with its prompt."""
+    head_trained: bool = True
+    """False where a vocabulary head of its own gets no gradient."""
+    beside_bytes: int = 0
+    """What other models hold while this one trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,58 +78,163 @@ class MemoryPlan:
 
     micro_tokens: int
     activation_checkpointing: bool
-    fixed_bytes: int
-    """Weights, gradients, optimiser state, models beside and the head's buffers."""
-    token_bytes: int
-    """Activations kept for the backward pass, per token of a micro-batch."""
+    resident_bytes: int
+    """What the process holds when it plans, the weights among it."""
+    state_bytes: int
+    """What comes to stay: moments of the optimiser and models beside."""
+    work_bytes: int
+    """The most that comes and goes: gradients, activations, the head's buffers."""
     available_bytes: int
+    """What the process holds and what is free."""
+    uncounted: str = ""
+    """Why the passes could not be rehearsed, so that only weights, gradients and moments are counted."""
 
     @property
     def needed_bytes(self) -> int:
         """Estimated peak."""
-        return self.fixed_bytes + self.micro_tokens * self.token_bytes
+        return self.resident_bytes + self.state_bytes + self.work_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate leaves something free."""
+        return self.needed_bytes <= USABLE * self.available_bytes
 
 
 def plan_memory(
-    model: PreTrainedModel | PeftModel,
+    policy: Policy,
+    work: Work,
+    memory: Memory,
     *,
-    compute_dtype: torch.dtype,
-    device: torch.device,
-    longest_row: int,
-    step_tokens: int,
     micro_tokens: int | None,
     activation_checkpointing: bool | None,
-    models_beside: int = 0,
-    head: HeadUse = GIVEN_ALONE,
 ) -> MemoryPlan:
-    """Choose micro-batch and checkpointing, `None` meaning automatic.
+    """Choose micro-batch and checkpointing, `None` meaning automatic; the caller asks whether the plan `fits`.
 
-    `step_tokens` bounds what is ever needed at once; `models_beside` are the frozen models that come to lie
-    beside this one, in units of its weights. Raises OutOfMemoryError when the longest row does not
-    fit by itself; the hints name settings that do.
+    Activations are recomputed where otherwise not even the longest row, or some 1024 tokens, would fit.
+    Where nothing fits, the plan is the one that needs least.
     """
-    # The weights are in memory already, so what is free now does not count them.
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    fixed = _fixed_bytes(model, compute_dtype, step_tokens, head) + models_beside * weights
-    available = _free_bytes(device) + weights
-    budget = int(USABLE * available) - fixed
-    plain, checkpointed = (_token_bytes(model, compute_dtype, checkpointing=on) for on in (False, True))
-    want = micro_tokens or min(step_tokens, CUDA_MICRO_TOKENS if device.type == "cuda" else CPU_MICRO_TOKENS)
-    checkpointing = (
-        activation_checkpointing
-        if activation_checkpointing is not None
-        else max(longest_row, min(want, 1024)) * plain > budget
-    )
-    token_bytes = checkpointed if checkpointing else plain
-    if longest_row * token_bytes > budget:
-        raise OutOfMemoryError(
-            f"one row of {longest_row} tokens needs about {_gb(fixed + longest_row * token_bytes)} GB, "
-            f"{_gb(available)} GB are free",
-            *SMALLER,
-            f"or shorter rows: train.max_length={max(8, longest_row // 4)}",
+    most = CUDA_MICRO_TOKENS if policy.device.type == "cuda" else CPU_MICRO_TOKENS
+    wanted = micro_tokens or max(work.longest_row, min(work.step_tokens, most))
+    try:
+        ghost = ghost_of(policy, head_trained=work.head_trained)
+        return _chosen(ghost, work, memory, wanted, micro_tokens is not None, activation_checkpointing)
+    except NotRehearsed as error:
+        trained = weight_bytes(policy.model, trained=True)
+        return MemoryPlan(
+            micro_tokens=wanted,
+            activation_checkpointing=bool(activation_checkpointing),
+            resident_bytes=memory.resident_bytes,
+            state_bytes=2 * trained + work.beside_bytes,
+            work_bytes=trained,
+            available_bytes=memory.available_bytes,
+            uncounted=str(error),
         )
-    fitting = max(longest_row, budget // token_bytes)
-    return MemoryPlan(micro_tokens or min(want, fitting), checkpointing, fixed, token_bytes, available)
+
+
+def _chosen(
+    ghost: Ghost, work: Work, memory: Memory, wanted: int, is_given: bool, recompute: bool | None
+) -> MemoryPlan:
+    """The first plan that fits of those to be preferred, else the one that needs least."""
+    kinds = (False, True) if recompute is None else (recompute,)
+    plans = []
+    for checkpointing in kinds:
+        least = wanted if is_given else work.longest_row
+        if not is_given and checkpointing != kinds[-1]:
+            least = max(least, min(wanted, 1024))
+        plans.append(_largest(ghost, work, memory, wanted, least, checkpointing))
+        if plans[-1].fits:
+            return plans[-1]
+    return min(plans, key=lambda plan: plan.needed_bytes)
+
+
+def _largest(
+    ghost: Ghost, work: Work, memory: Memory, wanted: int, least: int, checkpointing: bool
+) -> MemoryPlan:
+    """The plan of the largest micro-batch that fits, halving from `wanted`; that of `least` if none does."""
+    size = wanted
+    while True:
+        plan = _planned(ghost, work, memory, size, checkpointing)
+        if plan.fits or size <= least:
+            return plan
+        size = max(least, size // 2)
+
+
+def _planned(ghost: Ghost, work: Work, memory: Memory, micro_tokens: int, checkpointing: bool) -> MemoryPlan:
+    training = [
+        training_bytes(
+            ghost, batch.rows, work.forward, checkpointing=checkpointing, accumulates=batch.accumulates
+        )
+        for batch in work.heaviest(micro_tokens)
+    ]
+    scoring = scoring_bytes(ghost, work.scored, work.score)
+    return MemoryPlan(
+        micro_tokens=micro_tokens,
+        activation_checkpointing=checkpointing,
+        resident_bytes=memory.resident_bytes,
+        state_bytes=2 * ghost.trained_bytes + work.beside_bytes,
+        work_bytes=max(*training, scoring, _sampling_bytes(ghost.policy, *work.sampled)),
+        available_bytes=memory.available_bytes,
+    )
+
+
+def _sampling_bytes(policy: Policy, answers: int, positions: int) -> int:
+    """Keys and values of the answers that are written side by side, logits, the copies of weights."""
+    config = policy.causal_lm.config.get_text_config()
+    size = policy.compute_dtype.itemsize
+    heads = config.to_dict().get("num_key_value_heads") or config.num_attention_heads
+    width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    rows = min(answers, BATCH)
+    cache = 2 * config.num_hidden_layers * heads * width * size * rows * (positions + COLUMNS)
+    copies = weight_bytes(policy.model) // 2 if policy.compute_dtype == torch.bfloat16 else 0
+    return cache + LOGITS * 4 * rows * config.vocab_size + copies
+
+
+# --- what there is -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What there is when a run plans."""
+
+    resident_bytes: int
+    """Held by this process."""
+    available_bytes: int
+    """That, and what is free."""
+
+    def with_more(self, size: int) -> Memory:
+        """After so many bytes more have been taken."""
+        return replace(self, resident_bytes=self.resident_bytes + size)
+
+
+def present_memory(device: torch.device) -> Memory:
+    """Of the device on CUDA, of this process elsewhere."""
+    if device.type == "cuda":
+        free, held = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
+        return Memory(torch.cuda.memory_allocated(device), free + held)
+    held = _resident_bytes()
+    return Memory(held, free_memory() + held)
+
+
+def _resident_bytes() -> int:
+    """What this process holds in main memory; the most that it ever did where the system says no more."""
+    for line in STATUS.read_text().splitlines() if STATUS.exists() else ():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return int(peak_memory_gb(torch.device("cpu")) * 1e9)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak so far of this process: device memory on CUDA, resident memory elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+# --- when it runs out all the same ---------------------------------------------------------------------
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -113,53 +247,8 @@ def halved(plan: MemoryPlan, *, longest_row: int) -> MemoryPlan:
     if plan.micro_tokens <= longest_row:
         raise OutOfMemoryError(
             f"one row of {longest_row} tokens does not fit in memory",
-            *SMALLER,
+            "try adapter=lora, hardware.activation_checkpointing=true, train.dtype=bfloat16,",
+            "or a smaller model",
             f"or shorter rows: train.max_length={max(8, longest_row // 4)}",
         )
     return replace(plan, micro_tokens=max(longest_row, plan.micro_tokens // 2))
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f}"
-
-
-def _fixed_bytes(
-    model: PreTrainedModel | PeftModel, compute_dtype: torch.dtype, step_tokens: int, head: HeadUse
-) -> int:
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    vocabulary = causal_lm(model).config.get_text_config().vocab_size
-    softmax = step_tokens * vocabulary * compute_dtype.itemsize
-    kept = sum(min(KEPT_BYTES, values * softmax) for values in head.kept)
-    return weights + 3 * trained + kept + head.blocks * CHUNK_ROWS * vocabulary * 4
-
-
-def _token_bytes(
-    model: PreTrainedModel | PeftModel, compute_dtype: torch.dtype, *, checkpointing: bool
-) -> int:
-    """Bytes of activations per token: per layer about 16 hidden widths and 4 MLP widths, half of the former
-    in float32 whatever the compute dtype (residual stream and norms); with checkpointing one width a layer
-    and one layer in full."""
-    config = causal_lm(model).config.get_text_config()
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = config.to_dict().get("intermediate_size") or 4 * hidden
-    size = 2 if compute_dtype == torch.bfloat16 else 4
-    layer = hidden * (8 * 4 + 8 * size) + inner * 4 * size
-    return layer + layers * hidden * 4 if checkpointing else layers * layer
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return free_memory()
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak so far of this process: device memory on CUDA, resident memory elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from alignctl.config import (
     ModelConfig,
@@ -26,7 +26,7 @@ from alignctl.config import (
     request_hash,
 )
 from alignctl.errors import RunDirectoryError, SetupError
-from alignctl.models.load import Source, load_start, load_tokenizer, locate, locate_path, name_base
+from alignctl.models.load import Source, Start, load_start, load_tokenizer, locate, locate_path, name_base
 from alignctl.models.machine import cache_root
 from alignctl.models.pinned import pinned_directory
 from alignctl.runners.lineage import Lineage, lineage_of, read_config, trained_on, understand
@@ -82,15 +82,13 @@ def model_path(word: str, say: Say) -> str:
     return word if named.step is None else str(_written_out(named.path, named.step, say))
 
 
-def export_model(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
-    """Write what plain transformers (or PEFT) opens, complete or not at all."""
+def export_model(start: Start, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the model as it is now as what plain transformers (or PEFT) opens, complete or not at all."""
 
     def write(temporary: Path) -> None:
-        model.save_pretrained(str(temporary))
-        if isinstance(model, PeftModel):
-            name_base(model, temporary)
+        start.model.save_pretrained(str(temporary))
+        if isinstance(start.model, PeftModel):
+            name_base(start.base, temporary)
         tokenizer.save_pretrained(str(temporary))
 
     publish_directory(write, directory)
@@ -122,7 +120,7 @@ def _written_out(run: Path, step: int, say: Say) -> Path:
         source = locate_model(config.model, say)
         start = load_start(source, config.adapter, seed=config.seed)
         restore_model(start.model, _policy_tensors(config, loaded))
-        export_model(start.model, load_tokenizer(source), target)
+        export_model(start, load_tokenizer(source), target)
     return target
 
 

@@ -33,7 +33,8 @@ from alignctl.report.console import stderr_console, write_line
 from alignctl.report.data_card import entries_of, print_card, print_entries, print_row
 from alignctl.report.output import OutputFormat, print_result
 from alignctl.report.terminal import open_panel
-from alignctl.runners.job import memory_plan, model_lines, starting_policy, steps_line
+from alignctl.runners.job import model_lines, starting_policy, steps_line
+from alignctl.runners.memory import memory_lines, memory_plan, refuse_too_large
 from alignctl.runners.preparation import StartingPolicy
 from alignctl.runners.references import find_reference
 from alignctl.runners.tasks import open_task
@@ -89,6 +90,7 @@ def dry_run(
         data = prepare_data(config, panel.note, panel.working)
         if output == "text":
             _show_data(console, data)
+        refuse_too_large(config, data)
         start = starting_policy(config, data, directory, panel)
         plan = memory_plan(config, data, start.policy, directory)
         _open_models(Setup(config, data, start, directory, panel, StopFlag(), resumes=False))
@@ -140,29 +142,11 @@ def _show_plan(console: Console, run: Rehearsal) -> None:
             steps_line(config, run.data, run.steps),
             f"epochs {run.epochs:.3g}, {evaluations}, {checkpoints}",
         ],
-        "memory": _memory_lines(run.plan),
+        "memory": memory_lines(run.plan),
         "writes": [f"{run.out}  ({STANDING[run.standing]})"],
         "dry run": ["nothing was written; the same command without --dry-run starts the run"],
     }
     print_entries(console, [entry for label, lines in sections.items() for entry in entries_of(label, lines)])
-
-
-def _memory_lines(plan: MemoryPlan) -> list[str]:
-    needed, available, fixed, kept = (
-        f"{size / 1e9:.2f} GB"
-        for size in (
-            plan.needed_bytes,
-            plan.available_bytes,
-            plan.fixed_bytes,
-            plan.micro_tokens * plan.token_bytes,
-        )
-    )
-    checkpointing = ", with activation checkpointing" if plan.activation_checkpointing else ""
-    return [
-        f"about {needed} of {available} free",
-        f"{fixed} for weights, gradients, optimiser and head, {kept} for {plan.micro_tokens} tokens at a time"
-        f"{checkpointing}",
-    ]
 
 
 def as_document(run: Rehearsal) -> dict[str, Any]:
@@ -194,8 +178,9 @@ def as_document(run: Rehearsal) -> dict[str, Any]:
         },
         "memory": {
             "needed_bytes": plan.needed_bytes,
-            "fixed_bytes": plan.fixed_bytes,
-            "token_bytes": plan.token_bytes,
+            "resident_bytes": plan.resident_bytes,
+            "state_bytes": plan.state_bytes,
+            "work_bytes": plan.work_bytes,
             "available_bytes": plan.available_bytes,
         },
         "warnings": list(run.data.warnings),

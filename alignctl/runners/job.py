@@ -5,16 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 
 from alignctl.config import (
-    HypoConfig,
     LoraAdapter,
-    ModelReward,
-    PpoConfig,
     SalsaPpoConfig,
     TrainConfig,
     learning_rate,
@@ -23,18 +18,10 @@ from alignctl.config import (
     request_hash,
 )
 from alignctl.models.load import Start, load_start
-from alignctl.models.memory import (
-    GIVEN_ALONE,
-    PAIRS_AND_ANSWERS,
-    PAIRS_AND_KL,
-    HeadUse,
-    MemoryPlan,
-    plan_memory,
-)
-from alignctl.models.policy import Policy
-from alignctl.records import Layout
+from alignctl.models.memory import MemoryPlan
 from alignctl.report.data_card import labelled, short_lines
 from alignctl.report.terminal import Panel
+from alignctl.runners.memory import memory_line, memory_plan, refuse_too_large
 from alignctl.runners.preparation import StartingPolicy, policy_of, resolve_device, resolve_dtype
 from alignctl.runners.references import named_reference
 from alignctl.runners.tasks import open_task
@@ -46,7 +33,6 @@ from alignctl.train.progress import Progress, from_state, refuse_changes
 from alignctl.train.run_directory import RunDirectory
 from alignctl.train.signals import StopFlag
 
-T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -87,6 +73,7 @@ def prepare_job(
     stop: StopFlag,
 ) -> tuple[Job, Loaded | None]:
     """The job, and the newest good checkpoint of the same request where there is one to go on from."""
+    refuse_too_large(config, data)
     start = starting_policy(config, data, directory, panel)
     plan = memory_plan(config, data, start.policy, directory)
     panel.plan(
@@ -146,80 +133,6 @@ def _start(config: TrainConfig, data: TrainingData, panel: Panel) -> Start:
     return load_start(data.source, config.adapter, seed=config.seed)
 
 
-# --- memory --------------------------------------------------------------------------------------------
-
-
-def row_positions(config: TrainConfig, data: TrainingData, layout: Layout) -> list[int]:
-    """Positions of every row in a forward pass, the longest first, answers to be sampled at their longest."""
-    prompts, answers = data.lengths[:, 0].astype(np.int64), data.lengths[:, 1:]
-    tokens, count = answers.sum(axis=1), answers.shape[1]
-    if isinstance(config.algo, HypoConfig | PpoConfig):
-        count += config.algo.samples
-        tokens = tokens + config.algo.samples * config.algo.max_new_tokens
-    copies = 1 if layout == "shared" else count
-    return np.sort(copies * prompts + tokens)[::-1].tolist()
-
-
-def longest_row(job: Job) -> int:
-    """Positions of the longest row: the least that a micro-batch has to hold."""
-    return row_positions(job.config, job.data, job.start.policy.layout)[0]
-
-
-def memory_plan(
-    config: TrainConfig, data: TrainingData, policy: Policy, directory: RunDirectory
-) -> MemoryPlan:
-    """Decided at the run's start and kept: a resume must not decide otherwise."""
-    lengths = row_positions(config, data, policy.layout)
-    decided = directory.record.get("decided", {})
-    hardware = config.hardware
-    plan = plan_memory(
-        policy.model,
-        compute_dtype=policy.compute_dtype,
-        device=policy.device,
-        longest_row=lengths[0],
-        step_tokens=sum(lengths[: config.train.batch_size]),
-        models_beside=_models_beside(config),
-        head=_head_use(config),
-        micro_tokens=decided.get("micro_tokens", _given(hardware.micro_tokens)),
-        activation_checkpointing=decided.get(
-            "activation_checkpointing", _given(hardware.activation_checkpointing)
-        ),
-    )
-    directory.update(
-        decided={
-            **decided,
-            "micro_tokens": plan.micro_tokens,
-            "activation_checkpointing": plan.activation_checkpointing,
-            "dtype": str(policy.compute_dtype).removeprefix("torch."),
-            "layout": policy.layout,
-            "device": policy.device.type,
-        }
-    )
-    return plan
-
-
-def _models_beside(config: TrainConfig) -> int:
-    """How many times the policy's weights other models take while it trains, about."""
-    algo = config.algo
-    if not isinstance(algo, HypoConfig | PpoConfig):
-        return 0
-    own_copy = algo.reference.kind != "adapter_off" and not isinstance(config.adapter, LoraAdapter)
-    critic = 4 if isinstance(algo, PpoConfig) and algo.critic == "separate" else 0
-    return own_copy + critic + isinstance(config.reward, ModelReward)
-
-
-def _head_use(config: TrainConfig) -> HeadUse:
-    """hypo asks the head for its pairs and for its answers before either's backward pass."""
-    algo = config.algo
-    if not isinstance(algo, HypoConfig) or algo.lambda_ == 0:
-        return GIVEN_ALONE
-    return PAIRS_AND_KL if algo.estimator == "full" else PAIRS_AND_ANSWERS
-
-
-def _given(value: T | Literal["auto"]) -> T | None:
-    return None if value == "auto" else value  # type: ignore[return-value]
-
-
 # --- in words ------------------------------------------------------------------------------------------
 
 
@@ -249,13 +162,6 @@ def steps_line(config: TrainConfig, data: TrainingData, steps: int) -> str:
     """How much is trained."""
     batch = f"{steps} steps of {config.train.batch_size} {data.unit}"
     return f"{config.algo.name}, {batch}, lr {learning_rate(config):g}"
-
-
-def memory_line(plan: MemoryPlan) -> str:
-    """How much is computed at a time, and the memory it is estimated to take."""
-    checkpointing = ", activation checkpointing" if plan.activation_checkpointing else ""
-    needed = f"about {plan.needed_bytes / 1e9:.1f} GB of {plan.available_bytes / 1e9:.1f} GB free"
-    return f"{plan.micro_tokens} tokens at a time{checkpointing}, {needed}"
 
 
 # --- resume --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from alignctl.errors import SetupError
 from alignctl.models.gate import choose_layout
 from alignctl.models.load import Source, Start, load_start
 from alignctl.models.policy import Policy
+from alignctl.models.precision import settle_precision
 
 SCORING_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens per forward without gradients: enough to keep the device busy, little enough to fit anywhere.
@@ -42,9 +43,14 @@ class StartingPolicy:
     """The policy before its first step."""
 
     policy: Policy
-    fingerprint: str
+    loaded: Start
     layout_reason: str
     """Why the layout is not the fastest; empty when it is."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the model hashed to before anything was attached."""
+        return self.loaded.fingerprint
 
 
 def prepare_policy(
@@ -68,7 +74,8 @@ def policy_of(
     """A loaded model with its layout chosen, on the device; `dropout` is its adapter's."""
     model = start.model.to(device)  # type: ignore[arg-type]
     gate = choose_layout(model, max_length=max_length, adapter_dropout=dropout, device=device)
-    return StartingPolicy(Policy(model, gate.layout, dtype, device), start.fingerprint, gate.reason)
+    settle_precision(model, dtype)
+    return StartingPolicy(Policy(model, gate.layout, dtype, device), start, gate.reason)
 
 
 def scoring_tokens(device: torch.device, hardware: HardwareConfig | None = None) -> int:

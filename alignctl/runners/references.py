@@ -20,6 +20,7 @@ from alignctl.errors import RunDirectoryError, SetupError
 from alignctl.models.live_reference import LiveReference
 from alignctl.models.load import Start, load_start, locate_path
 from alignctl.models.policy import causal_lm, head_parameters
+from alignctl.models.precision import settle_precision
 from alignctl.models.reference import as_tensors, cached_scores, from_tensors
 from alignctl.models.scoring import Progress
 from alignctl.models.soup.members import open_member
@@ -111,7 +112,8 @@ def frozen(found: Found, start: StartingPolicy) -> LiveReference:
         return found.live
     policy = found.live.policy
     model = copy.deepcopy(policy.model) if policy.model is start.policy.model else policy.model
-    return LiveReference(replace(policy, model=model.requires_grad_(False)), adapter_off=False)
+    settle_precision(model.requires_grad_(False), policy.compute_dtype)
+    return LiveReference(replace(policy, model=model), adapter_off=False)
 
 
 # --- its scores of given rows --------------------------------------------------------------------------

@@ -24,11 +24,12 @@ from alignctl.report.model_card import CARD
 from alignctl.report.output import OutputFormat, print_result
 from alignctl.report.run_page import read_story, run_page
 from alignctl.report.terminal import Panel, open_panel
-from alignctl.runners.job import Job, longest_row, prepare_job, resume
+from alignctl.runners.job import Job, prepare_job, resume
 from alignctl.runners.lineage import TRAINED_ON
 from alignctl.runners.model_cards import card_of_run
 from alignctl.runners.tasks.task import StepPlan
 from alignctl.runners.training_data import TrainingData, list_bad_rows, prepare_data
+from alignctl.runners.workload import longest_row
 from alignctl.train.checkpoint import load_step, save_checkpoint
 from alignctl.train.durable import encode, write_bytes
 from alignctl.train.optimiser import restore_model, state_tensors
@@ -148,7 +149,8 @@ def _step_within_memory(job: Job, step: int, progress: Progress) -> tuple[Job, S
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            job = replace(job, plan=halved(job.plan, longest_row=longest_row(job)))
+            longest = longest_row(job.config, job.data, job.start.policy.layout)
+            job = replace(job, plan=halved(job.plan, longest_row=longest))
             smaller = job.plan.micro_tokens
             job.directory.update(decided={**job.directory.record["decided"], "micro_tokens": smaller})
             job.trouble(f"out of memory at step {step}: going on with hardware.micro_tokens={smaller}")

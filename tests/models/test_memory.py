@@ -1,162 +1,209 @@
-"""The memory plan: what is decided from the estimate, what is kept as given, what is refused.
+"""The memory plan: what is decided from the estimate, what is kept as given, when nothing fits.
 
-Models too large for any machine stand on torch's meta device, where weights have a size but no bytes.
+Models stand on torch's meta device, where weights have a size but no bytes; how much memory there is, is said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alignctl.errors import OutOfMemoryError
-from alignctl.models.head import KEPT_BYTES, token_logps
-from alignctl.models.head_kl import token_logps_and_kl
 from alignctl.models.memory import (
     CPU_MICRO_TOKENS,
-    GIVEN_ALONE,
-    PAIRS_AND_ANSWERS,
-    PAIRS_AND_KL,
     USABLE,
+    Memory,
     MemoryPlan,
+    MicroBatch,
+    Work,
     halved,
     is_out_of_memory,
     peak_memory_gb,
     plan_memory,
+    present_memory,
 )
+from alignctl.models.packing import pack
+from alignctl.models.policy import Policy, branch_logps, set_attention
+from alignctl.records import Example
 
 CPU = torch.device("cpu")
+VOCABULARY = 100
+ROW = 200
+PLENTY = Memory(resident_bytes=10**9, available_bytes=10**12)
 
 
-def model_of(layers: int, hidden: int) -> LlamaForCausalLM:
+def policy_of(*, dtype: torch.dtype = torch.float32, layers: int = 8, hidden: int = 64) -> Policy:
     with torch.device("meta"):
-        return LlamaForCausalLM(
+        model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=100,
+                vocab_size=VOCABULARY,
                 hidden_size=hidden,
                 intermediate_size=4 * hidden,
                 num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=4,
+                max_position_embeddings=10**7,
             )
         )
+    set_attention(model, "shared")
+    return Policy(model, "shared", dtype, CPU)
 
 
-SMALL = model_of(8, 64)
+def forward(policy: Policy, rows: Sequence[Example]) -> torch.Tensor:
+    return branch_logps(policy, pack(rows, policy.layout))
+
+
+def work_of(step: int = 3000, longest: int = ROW, **changes: object) -> Work:
+    """Steps of `step` tokens, of which as many as are asked for go through the model together."""
+
+    def heaviest(budget: int) -> list[MicroBatch]:
+        size = max(longest, min(step, budget))
+        halves = np.ones(size // 2, np.int32), (np.ones(size - size // 2, np.int32),)
+        return [MicroBatch([Example("", *halves)], accumulates=budget < step)]
+
+    work = Work(
+        heaviest=heaviest,
+        forward=forward,
+        scored=[Example("", np.ones(20, np.int32), (np.ones(20, np.int32),))],
+        score=forward,
+        longest_row=longest,
+        step_tokens=step,
+    )
+    return replace(work, **changes)  # type: ignore[arg-type]
 
 
 def planned(
-    model=SMALL,
+    policy: Policy | None = None,
+    work: Work | None = None,
+    memory: Memory = PLENTY,
     *,
-    longest=200,
-    step=3000,
-    micro=None,
-    checkpointing=None,
-    dtype=torch.float32,
-    head=GIVEN_ALONE,
-):
+    micro: int | None = None,
+    checkpointing: bool | None = None,
+) -> MemoryPlan:
     return plan_memory(
-        model,
-        compute_dtype=dtype,
-        device=CPU,
-        longest_row=longest,
-        step_tokens=step,
+        policy or policy_of(),
+        work or work_of(),
+        memory,
         micro_tokens=micro,
         activation_checkpointing=checkpointing,
-        head=head,
     )
+
+
+def room_for(plan: MemoryPlan, share: float = 1.0) -> Memory:
+    """What has to be there for a plan of so many bytes to fit, or for a share of it."""
+    return Memory(plan.resident_bytes, int(plan.needed_bytes * share / USABLE) + 1)
 
 
 def test_a_small_step_is_computed_at_once_and_keeps_its_activations():
     plan = planned()
-    assert (plan.micro_tokens, plan.activation_checkpointing) == (3000, False)
-    assert plan.needed_bytes == plan.fixed_bytes + 3000 * plan.token_bytes
-    assert plan.needed_bytes < plan.available_bytes
+    assert (plan.micro_tokens, plan.activation_checkpointing, plan.fits) == (3000, False, True)
+    assert plan.needed_bytes == 10**9 + plan.state_bytes + plan.work_bytes
 
 
 def test_a_large_step_is_cut_at_the_devices_measure():
-    assert planned(step=10**6).micro_tokens == CPU_MICRO_TOKENS
+    assert planned(work=work_of(step=10**6)).micro_tokens == CPU_MICRO_TOKENS
 
 
-def test_given_values_are_kept():
+def test_given_values_are_kept_whether_they_fit_or_not():
     assert planned(micro=77).micro_tokens == 77
-    assert planned(micro=77, longest=200).micro_tokens == 77  # rows longer than it run alone
-    assert planned(micro=10**12).micro_tokens == 10**12  # beyond the estimate: out of memory would halve it
     assert planned(checkpointing=True).activation_checkpointing
-    assert not planned(checkpointing=False).activation_checkpointing
+    tight = room_for(planned(micro=500))
+    large = planned(memory=tight, micro=3000)
+    assert (large.micro_tokens, large.fits) == (3000, False)
+    assert not planned(memory=tight, checkpointing=False).activation_checkpointing
 
 
-def test_recomputing_needs_less_per_token_and_bfloat16_less_than_float32():
-    plain, recomputed = planned(checkpointing=False), planned(checkpointing=True)
-    assert recomputed.token_bytes < plain.token_bytes / 2
-    assert planned(dtype=torch.bfloat16).token_bytes < plain.token_bytes
+def test_recomputing_and_bfloat16_need_less():
+    plain = planned(checkpointing=False).work_bytes
+    assert planned(checkpointing=True).work_bytes < plain / 2
+    assert planned(policy_of(dtype=torch.bfloat16)).work_bytes < plain
 
 
-def budget(plan: MemoryPlan) -> float:
-    return USABLE * plan.available_bytes - plan.fixed_bytes
+def test_the_micro_batch_shrinks_to_what_fits_before_anything_is_recomputed():
+    plan = planned(memory=room_for(planned(), 0.9999))
+    assert (plan.micro_tokens, plan.activation_checkpointing, plan.fits) == (1500, False, True)
 
 
-def test_checkpointing_begins_where_the_longest_row_no_longer_fits():
-    """Rows of millions of tokens: the bytes a token needs are real, and so is the memory of this machine."""
-    plain, recomputed = planned(checkpointing=False), planned(checkpointing=True)
-    fits = int(budget(plain) / plain.token_bytes * 0.7)
-    needs = int(budget(plain) / plain.token_bytes * 1.4)
-    assert needs * recomputed.token_bytes < budget(plain) * 0.7
-    assert not planned(longest=fits, step=fits).activation_checkpointing
-    plan = planned(longest=needs, step=needs)
-    assert plan.activation_checkpointing
-    assert plan.micro_tokens >= 1
-    with pytest.raises(OutOfMemoryError):
-        planned(longest=needs, step=needs, checkpointing=False)
+def test_activations_are_recomputed_where_a_thousand_tokens_would_not_fit_otherwise():
+    recomputed, plain = planned(checkpointing=True), planned(micro=1024, checkpointing=False)
+    assert recomputed.needed_bytes < plain.needed_bytes
+    plan = planned(memory=room_for(plain, 0.9999))
+    assert (plan.activation_checkpointing, plan.fits) == (True, True)
 
 
-def test_a_row_that_fits_nowhere_is_refused_with_ways_on():
-    recomputed = planned(checkpointing=True)
-    longest = int(budget(recomputed) / recomputed.token_bytes * 2)
-    with pytest.raises(OutOfMemoryError, match=f"one row of {longest} tokens needs about") as refusal:
-        planned(longest=longest, step=longest)
-    assert refusal.value.exit_code == 4
-    hints = " ".join(refusal.value.hints)
-    for way_on in ("adapter=lora", "activation_checkpointing=true", f"train.max_length={longest // 4}"):
-        assert way_on in hints
+def test_where_nothing_fits_the_plan_is_the_one_that_needs_least():
+    least = planned(micro=ROW, checkpointing=True)
+    plan = planned(memory=room_for(least, 0.9999))
+    assert (plan.micro_tokens, plan.activation_checkpointing, plan.fits) == (ROW, True, False)
+    assert plan.needed_bytes == least.needed_bytes
 
 
-def test_a_model_too_large_is_refused_before_anything_runs():
-    with pytest.raises(OutOfMemoryError, match="GB are free"):
-        planned(model_of(80, 8192))
+def test_trained_weights_bring_two_moments_and_others_bring_nothing():
+    weights = sum(p.numel() * 4 for p in policy_of().model.parameters())
+    assert planned().state_bytes == 2 * weights
+    frozen = policy_of()
+    frozen.model.requires_grad_(False)
+    frozen.causal_lm.get_output_embeddings().weight.requires_grad_(True)
+    assert planned(frozen).state_bytes == 2 * VOCABULARY * 64 * 4
+    assert planned(work=work_of(beside_bytes=12345)).state_bytes == 2 * weights + 12345
 
 
-def test_training_an_adapter_needs_less_than_training_all_weights():
-    frozen = model_of(8, 64).requires_grad_(False)
-    assert planned(frozen).fixed_bytes < planned().fixed_bytes
-    weights = sum(p.numel() * p.element_size() for p in SMALL.parameters())
-    assert planned().fixed_bytes - planned(frozen).fixed_bytes == 3 * weights  # gradient and two moments
+def test_a_step_in_parts_holds_the_gradients_of_the_parts_before():
+    weights = sum(p.numel() * 4 for p in policy_of().model.parameters())
+    one, several = planned(work=work_of(step=400), micro=400), planned(work=work_of(step=401), micro=400)
+    assert one.work_bytes < several.work_bytes <= one.work_bytes + weights
 
 
-def test_every_buffer_that_the_head_holds_at_one_time_is_counted():
-    """The vocabulary has 100 entries; a block of logits is 256 rows of float32."""
-    softmax, block = 3000 * 100 * 4, 256 * 100 * 4
-    alone, answers, kl = (
-        planned(head=head).fixed_bytes for head in (GIVEN_ALONE, PAIRS_AND_ANSWERS, PAIRS_AND_KL)
-    )
-    assert answers - alone == softmax
-    assert kl - alone == 2 * softmax + 2 * block
-    alone, kl = (planned(step=10**8, head=head).fixed_bytes for head in (GIVEN_ALONE, PAIRS_AND_KL))
-    assert kl - alone == KEPT_BYTES + 2 * block  # a call that would keep more keeps nothing and recomputes
+def test_sampling_counts_where_it_takes_more_than_a_step():
+    """8 layers, keys and values of 4 heads of 16, float32, 128 answers side by side at most."""
+    answered = planned(work=work_of(sampled=(1000, 4936))).work_bytes
+    assert answered >= 128 * 5000 * 8 * 2 * 4 * 16 * 4
+    assert answered == planned(work=work_of(sampled=(128, 4936))).work_bytes
+    assert planned(work=work_of(sampled=(1, 10))).work_bytes == planned().work_bytes
 
 
-def test_the_buffers_are_those_that_the_head_really_keeps():
-    tokens, vocabulary = 7, 100
-    hidden, weight = torch.randn(tokens, 8, requires_grad=True), torch.randn(vocabulary, 8)
-    targets = torch.arange(tokens)
-    given = token_logps(hidden, weight, None, targets)
-    own, _ = token_logps_and_kl(hidden, weight, None, targets, hidden, weight, None)
-    kept = [logps.grad_fn.kept.numel() for logps in (given, own)]  # type: ignore[union-attr]
-    assert kept == [values * tokens * vocabulary for values in PAIRS_AND_KL.kept]
+def test_passes_that_cannot_be_counted_leave_weights_gradients_and_moments():
+    def by_value(policy: Policy, rows: Sequence[Example]) -> torch.Tensor:
+        return forward(policy, rows) * float(forward(policy, rows).sum())
+
+    weights = sum(p.numel() * 4 for p in policy_of().model.parameters())
+    plan = planned(work=work_of(forward=by_value))
+    assert plan.needed_bytes == 10**9 + 3 * weights
+    assert "LlamaForCausalLM" in plan.uncounted
+    assert planned().uncounted == ""
+
+
+# --- what there is -------------------------------------------------------------------------------------
+
+
+def test_what_a_process_holds_is_part_of_what_it_can_have():
+    before = present_memory(CPU)
+    block = torch.ones(256 * 2**20, dtype=torch.uint8)
+    after = present_memory(CPU)
+    assert block.sum() > 0
+    assert 240 * 2**20 < after.resident_bytes - before.resident_bytes < 280 * 2**20
+    assert after.available_bytes > after.resident_bytes
+    assert after.with_more(7) == Memory(after.resident_bytes + 7, after.available_bytes)
+
+
+def test_peak_memory_never_falls():
+    before = peak_memory_gb(CPU)
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    after = peak_memory_gb(CPU)
+    assert block.sum() > 0
+    assert 0.05 < before <= after
+
+
+# --- when it runs out all the same ---------------------------------------------------------------------
 
 
 def test_halving_stops_at_the_longest_row():
-    plan = planned(step=3000)
+    plan = planned()
     first = halved(plan, longest_row=900)
     second = halved(first, longest_row=900)
     assert (first.micro_tokens, second.micro_tokens) == (1500, 900)
@@ -179,11 +226,3 @@ def test_out_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(allocation_error())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
-
-
-def test_peak_memory_never_falls():
-    before = peak_memory_gb(CPU)
-    block = torch.ones(64 * 2**20, dtype=torch.uint8)
-    after = peak_memory_gb(CPU)
-    assert block.sum() > 0
-    assert 0.05 < before <= after

@@ -13,9 +13,7 @@ from alignctl.cli.options import open_conf
 from alignctl.config import TrainConfig
 from alignctl.data.bad_rows import BadRows
 from alignctl.errors import DataError
-from alignctl.models.packing import positions
 from alignctl.records import Example
-from alignctl.runners.job import row_positions
 from alignctl.runners.training_data import TrainingData, prepare_data
 
 DEMO = ("model=tiny", "dataset.pairs=40", "dataset.eval_pairs=12", "dataset.gold_samples=3", "eval.samples=2")
@@ -76,20 +74,6 @@ def test_fingerprints_are_those_of_runs_that_began_before(cache):
     assert prepared("model=tiny").fingerprints["data"].startswith("5c268b248b97")
     assert prepared("model=tiny", "algo=hypo").fingerprints["data"].startswith("85f519ad6081")
     assert prepared("model=tiny", "algo=ppo", "reward=gold").fingerprints["data"].startswith("66ffb0900ffe")
-
-
-@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
-@pytest.mark.parametrize("algo", ["dpo", "sft", "hypo", "ppo"])
-def test_positions_from_lengths_are_those_of_the_rows(rows, algo, layout):
-    reward = ("reward=pattern", "reward.pattern=yes") if algo == "ppo" else ()
-    config = config_of(*rows, f"algo={algo}", *reward)
-    data = prepare_data(config, print)
-    answers = ()
-    if algo in ("hypo", "ppo"):
-        answers = (np.zeros(config.algo.max_new_tokens, np.int32),) * config.algo.samples
-    filled = [Example(row.id, row.prompt, (*row.branches, *answers)) for row in data.rows]
-    expected = sorted((positions(row, layout) for row in filled), reverse=True)
-    assert row_positions(config, data, layout) == expected
 
 
 def test_hypo_answers_the_prompts_of_its_pairs_and_ppo_every_prompt_once(rows):

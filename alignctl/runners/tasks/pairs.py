@@ -96,7 +96,7 @@ class PairTask:
 
     def export(self, directory: Path) -> None:
         """The policy, or its adapter."""
-        export_model(self.setup.start.policy.model, self.setup.data.tokenizer, directory)
+        export_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
 
 
 def open_pair_task(setup: Setup, algo: PairwiseConfig | HypoConfig) -> tuple[PairTask, Found]:

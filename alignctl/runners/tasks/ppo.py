@@ -106,7 +106,7 @@ class PpoTask:
 
     def export(self, directory: Path) -> None:
         """The policy, or its adapter; the critic stays in the checkpoints."""
-        export_model(self.setup.start.policy.model, self.setup.data.tokenizer, directory)
+        export_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
 
 
 def answer(

@@ -68,7 +68,7 @@ class SftTask:
 
     def export(self, directory: Path) -> None:
         """The policy, or its adapter."""
-        export_model(self.setup.start.policy.model, self.setup.data.tokenizer, directory)
+        export_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
 
 
 def open_sft_task(setup: Setup) -> SftTask:

@@ -1,0 +1,191 @@
+"""A run that does not fit is refused before its first step, with settings that fit; one that fits does so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from alignctl.cli import main
+from alignctl.cli.compose import load
+from alignctl.cli.options import open_conf
+from alignctl.config import TrainConfig
+from alignctl.models.memory import USABLE, Memory
+from alignctl.models.rehearsal import weight_bytes
+from alignctl.models.tiny import tiny_tokenizer
+from alignctl.runners.memory import LORA, Asked, bare_policy, refusal
+from alignctl.runners.training_data import prepare_data
+
+RESIDENT = 500_000_000
+MODEL = ("model=tiny", "model.layers=4", "model.hidden=512")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Pairs of some 200 to 600 tokens, and a cache beside them."""
+    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        {"prompt": f"{n} " + "why " * 20, "chosen": "yes " * (10 + n), "rejected": "no " * (15 + 2 * n)}
+        for n in range(40)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return "dataset=pairs.jsonl"
+
+
+def asked_of(*words: str, available: int) -> Asked:
+    """A run on a machine of so much memory; `words` as they are typed."""
+    config = load(open_conf(None), [*MODEL, *words, "train.batch_size=4", "hardware=cpu"])
+    assert isinstance(config, TrainConfig)
+    data = prepare_data(config, print)
+    dtype = torch.bfloat16 if config.train.dtype == "bfloat16" else torch.float32
+    policy = bare_policy(data, config.adapter, "shared", dtype, torch.device("cpu"))
+    memory = Memory(RESIDENT + weight_bytes(policy.model), available)
+    micro, checkpointing = config.hardware.micro_tokens, config.hardware.activation_checkpointing
+    return Asked(
+        config,
+        data,
+        policy,
+        memory,
+        micro_tokens=None if micro == "auto" else micro,
+        checkpointing=None if checkpointing == "auto" else checkpointing,
+    )
+
+
+def tight(*words: str, share: float) -> Asked:
+    """The run where there is so much of what it needs at the least."""
+    least = asked_of(*words, available=10**6).plan()
+    assert not least.fits
+    return asked_of(*words, available=int(share * least.needed_bytes / USABLE))
+
+
+def refused(asked: Asked) -> tuple[str, dict[str, float]]:
+    """The message, and each named setting with the GB that it is said to need."""
+    plan = asked.plan()
+    assert not plan.fits
+    error = refusal(asked, plan.needed_bytes)
+    assert error.exit_code == 4
+    assert len(error.render().splitlines()) <= 12
+    found = [re.fullmatch(r"(.*)  \(about ([\d.]+) GB\)", hint) for hint in error.hints]
+    return error.message, {match[1]: float(match[2]) for match in found if match}
+
+
+def test_what_is_named_fits_and_is_planned_with(data: str) -> None:
+    asked = tight(data, share=0.97)
+    message, settings = refused(asked)
+    usable = USABLE * asked.memory.available_bytes / 1e9
+    assert f"may fill {usable:.1f} GB" in message
+    assert "adapter=lora" in settings
+    for words, said in settings.items():
+        again = asked_of(data, *words.split(), available=asked.memory.available_bytes).plan()
+        assert again.fits, words
+        assert said == pytest.approx(again.needed_bytes / 1e9, abs=0.06)
+
+
+def test_a_setting_that_would_not_suffice_is_not_named(data: str) -> None:
+    """Of a row of 300 tokens nothing shorter helps where the weights, gradients and moments are too much."""
+    asked = tight(data, share=0.85)
+    _, settings = refused(asked)
+    assert settings
+    assert not [words for words in settings if words.startswith("train.max_length")]
+
+
+def test_settings_are_combined_where_one_is_not_enough(data: str) -> None:
+    """Not even an adapter fits while every activation is kept."""
+    words = ("hardware.activation_checkpointing=false", "hardware.micro_tokens=100000")
+    least = asked_of(data, "adapter=lora", "hardware.activation_checkpointing=true", available=10**6).plan()
+    asked = asked_of(data, *words, available=int(1.02 * least.needed_bytes / USABLE))
+    _, settings = refused(asked)
+    (only,) = settings
+    assert only.startswith("hardware.micro_tokens=")
+    assert "hardware.activation_checkpointing=true adapter=lora" in only
+    assert asked_of(data, *only.split(), available=asked.memory.available_bytes).plan().fits
+
+
+def test_a_micro_batch_that_was_asked_for_is_not_made_smaller_in_silence(data: str) -> None:
+    words = ("hardware.micro_tokens=100000", "hardware.activation_checkpointing=false", "train.dtype=bfloat16")
+    asked = tight(data, *words, share=0.9)
+    _, settings = refused(asked)
+    smaller = next(word for word in settings if word.startswith("hardware.micro_tokens="))
+    assert int(smaller.partition("=")[2]) < 2000
+
+
+def test_where_nothing_helps_it_is_said(data: str) -> None:
+    error = refusal(asked_of(data, available=RESIDENT // 2), 10**12)
+    assert error.hints == ("no setting makes it fit: take a smaller model or a larger machine",)
+
+
+def test_lora_is_what_its_option_says(data: str) -> None:
+    config = load(open_conf(None), [*MODEL, data, "adapter=lora"])
+    assert isinstance(config, TrainConfig)
+    assert config.adapter == LORA
+
+
+def test_a_model_too_large_is_refused_before_a_weight_is_read(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are a file of a few bytes that holds none."""
+    LlamaConfig(
+        vocab_size=259,
+        hidden_size=16384,
+        intermediate_size=65536,
+        num_hidden_layers=100,
+        num_attention_heads=128,
+        num_key_value_heads=8,
+    ).save_pretrained(tmp_path / "large")
+    tiny_tokenizer().save_pretrained(tmp_path / "large")
+    (tmp_path / "large" / "model.safetensors").write_bytes(b"none")
+    answers = []
+    for flags in ([], ["--dry-run"]):
+        assert main(["train", "model=./large", data, "out=mine", "hardware=cpu", *flags]) == 4
+        err = capsys.readouterr().err
+        answers.append(err[err.index("error:") :])
+        assert "training large like this needs about" in err
+        assert "no setting makes it fit" in err
+    assert re.sub(r"[\d.]+ GB", "", answers[0]) == re.sub(r"[\d.]+ GB", "", answers[1])
+    assert len(answers[0].splitlines()) <= 12
+
+
+# --- runs ----------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> tuple[float, float]:
+    """Estimate and peak of a run in a process of its own, in GB."""
+    settings = ("train.steps=2", "train.batch_size=4", "eval.samples=0", "dataset.eval_size=4")
+    command = ["train", *MODEL, *settings, "hardware=cpu", "out=mine", "overwrite=true", *words]
+    done = subprocess.run(
+        [sys.executable, "-m", "alignctl.cli", *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = Path("mine/timing.jsonl").read_text().splitlines()
+    peak = max(json.loads(line)["memory_gb"] for line in lines)
+    return json.loads(Path("mine/run.json").read_text())["memory_estimate_gb"], peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [(), ("adapter=lora",), ("train.dtype=bfloat16", "hardware.activation_checkpointing=true")]
+)
+def test_a_run_takes_what_was_said(data: str, words: tuple[str, ...]) -> None:
+    estimate, peak = run(data, *words)
+    assert estimate == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.slow
+def test_a_setting_that_is_named_is_enough(data: str) -> None:
+    asked = tight(data, share=0.97)
+    _, settings = refused(asked)
+    words = next(iter(settings))
+    _, peak = run(data, *words.split())
+    assert peak < asked.memory.available_bytes / 1e9
