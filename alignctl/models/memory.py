@@ -8,7 +8,10 @@ so the numbers follow the engine; only the cache of sampled answers is a formula
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +40,9 @@ COLUMNS = 64
 """By which the cache of sampled answers grows."""
 LOGITS = 6
 """Float32 copies of the logits of a token that drawing it takes."""
+M_MMAP_THRESHOLD = -3
+"""As in glibc's malloc.h."""
+MAPPED_BYTES = 2**20
 STATUS = Path("/proc/self/status")
 
 
@@ -108,7 +114,7 @@ def plan_memory(
     micro_tokens: int | None,
     activation_checkpointing: bool | None,
 ) -> MemoryPlan:
-    """Choose micro-batch and checkpointing, `None` meaning automatic; the caller asks whether the plan `fits`.
+    """Choose micro-batch and checkpointing, `None` meaning automatic; the caller asks if the plan `fits`.
 
     Activations are recomputed where otherwise not even the longest row, or some 1024 tokens, would fit.
     Where nothing fits, the plan is the one that needs least.
@@ -223,12 +229,23 @@ def _resident_bytes() -> int:
     return int(peak_memory_gb(torch.device("cpu")) * 1e9)
 
 
+def give_freed_memory_back() -> None:
+    """Have glibc map every tensor of a MiB or more by itself, so that it is gone when it is freed.
+
+    Left alone it keeps them in a heap that fragments: LoRA on SmolLM2's shape (float32, 1,933 tokens) took
+    5.4 GB for 4.0 GB that were alive at most. With huge pages the time is the same (processor seconds of a
+    step of 10 layers: 2.2 and 2.3 in bfloat16, 4.9 and 5.0 in float32). Other systems go on as they do.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # not every libc of Linux is glibc
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """Peak so far of this process: device memory on CUDA, resident memory elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

@@ -79,11 +79,8 @@ class Ledger(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs))):
-            return (
-                _grouped(args, kwargs)
-                if func is torch.ops.aten._grouped_mm.default
-                else func(*args, **kwargs)
-            )
+            run = _grouped if func is torch.ops.aten._grouped_mm.default else func
+            return run(*args, **kwargs)
         try:
             with self._fake:
                 made = func(*args, **kwargs)
@@ -213,7 +210,9 @@ class _Watch:
         if len(self.kept) == self.layers:
             return
         hidden = output if isinstance(output, Tensor) else output[0]
-        self.kept.append(self.ledger.live)
+        # What came into a layer is still there; without gradients it goes after the next one.
+        passing = 0 if hidden.requires_grad else len(self.kept) * hidden.untyped_storage().nbytes()
+        self.kept.append(self.ledger.live - passing)
         if hidden.requires_grad:
             hidden.register_hook(lambda _: self.turns.append((self.ledger.live, self.ledger.turn())))
 

@@ -18,7 +18,7 @@ from alignctl.config import (
     request_hash,
 )
 from alignctl.models.load import Start, load_start
-from alignctl.models.memory import MemoryPlan
+from alignctl.models.memory import MemoryPlan, give_freed_memory_back
 from alignctl.report.data_card import labelled, short_lines
 from alignctl.report.terminal import Panel
 from alignctl.runners.memory import memory_line, memory_plan, refuse_too_large
@@ -113,6 +113,7 @@ def starting_policy(
     config: TrainConfig, data: TrainingData, directory: RunDirectory, panel: Panel
 ) -> StartingPolicy:
     """The policy before its first step, on its device, in the compute type that the run began with."""
+    give_freed_memory_back()
     device = resolve_device(config.hardware)
     decided = directory.record.get("decided", {})
     dtype = DTYPES[decided["dtype"]] if decided else resolve_dtype(config, device)

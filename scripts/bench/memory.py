@@ -68,6 +68,7 @@ class Case:
         return self.words.split()
 
 
+ROWS = 40
 LORA = "adapter=lora"
 LOW = "train.dtype=bfloat16"
 AGAIN = "hardware.activation_checkpointing=true"
@@ -112,8 +113,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="cases whose shape or settings contain this")
     parser.add_argument("--scratch", type=Path, help="where to write (default: a temporary directory)")
+    parser.add_argument("--make", nargs=2, metavar=("SHAPE", "DIR"), help="write a model of a shape, no more")
     args = parser.parse_args()
-    print("| model | prompt + answers | settings | estimate, GB | peak, GB | error |\n|---|---|---|---|---|---|")
+    if args.make:
+        make_model(SHAPES[args.make[0]], Path(args.make[1]))
+        return
+    print(
+        "| model | prompt + answers | settings | estimate, GB | peak, GB | error |\n|---|---|---|---|---|---|"
+    )
     worst = 0.0
     for case in CASES:
         if args.only not in f"{case.shape} {case.words}":
@@ -130,7 +137,9 @@ def main() -> None:
 
 def measured(case: Case, scratch: Path) -> tuple[float, float]:
     """Estimate and peak of a run in a process of its own, in GB."""
-    make_model(SHAPES[case.shape], scratch / "model")
+    # In a process of its own: what this one holds would count for its children until they begin.
+    make = [sys.executable, __file__, "--make", case.shape, str(scratch / "model")]
+    subprocess.run(make, check=True, capture_output=True)
     write_pairs(scratch / "pairs.jsonl", case)
     online = any(word.startswith(("algo=hypo", "algo=ppo")) for word in case.settings)
     words = [
@@ -192,8 +201,12 @@ def write_pairs(path: Path, case: Case) -> None:
         return "".join(draw.choices("abcdefgh ", k=round(tokens * draw.uniform(0.8, 1.2))))
 
     with path.open("w", encoding="utf-8") as file:
-        for number in range(100):
-            row = {"prompt": f"{number} {text(case.prompt)}", "chosen": text(case.answer), "rejected": text(case.answer)}
+        for number in range(ROWS):
+            row = {
+                "prompt": f"{number} {text(case.prompt)}",
+                "chosen": text(case.answer),
+                "rejected": text(case.answer),
+            }
             file.write(json.dumps(row) + "\n")
 
 

@@ -1,6 +1,6 @@
 """The memory plan: what is decided from the estimate, what is kept as given, when nothing fits.
 
-Models stand on torch's meta device, where weights have a size but no bytes; how much memory there is, is said.
+Models stand on the meta device, where weights have a size and no bytes; memory is as large as a test says.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def work_of(step: int = 3000, longest: int = ROW, **changes: object) -> Work:
 
     def heaviest(budget: int) -> list[MicroBatch]:
         size = max(longest, min(step, budget))
-        halves = np.ones(size // 2, np.int32), (np.ones(size - size // 2, np.int32),)
-        return [MicroBatch([Example("", *halves)], accumulates=budget < step)]
+        parts = [min(longest, size - start) for start in range(0, size, longest)]
+        rows = [Example("", np.ones(n // 2, np.int32), (np.ones(n - n // 2, np.int32),)) for n in parts]
+        return [MicroBatch(rows, accumulates=budget < step)]
 
     work = Work(
         heaviest=heaviest,

@@ -125,7 +125,9 @@ def test_layers_that_differ_are_all_run():
     ghost = ghost_of(policy)
     assert (len(ghost.layers), ghost.left_out) == (0, 0)
     how = {"checkpointing": False, "accumulates": False}
-    assert training_bytes(ghost, SHORT, forward, **how) == pytest.approx(really(policy, SHORT, **how), rel=0.01)
+    assert training_bytes(ghost, SHORT, forward, **how) == pytest.approx(
+        really(policy, SHORT, **how), rel=0.01
+    )
 
 
 def test_scoring_takes_what_a_pass_without_gradients_takes():
@@ -191,7 +193,7 @@ def test_what_cannot_be_run_without_bytes_says_why():
         return forward(policy, examples) * forward(policy, examples).sum().item()
 
     policy = policy_of(llama(2))
-    with pytest.raises(NotRehearsed, match="LlamaForCausalLM: .*"):
+    with pytest.raises(NotRehearsed, match="LlamaForCausalLM: "):
         training_bytes(ghost_of(policy), SHORT, by_value, checkpointing=False, accumulates=False)
 
 

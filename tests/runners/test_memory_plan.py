@@ -110,7 +110,11 @@ def test_settings_are_combined_where_one_is_not_enough(data: str) -> None:
 
 
 def test_a_micro_batch_that_was_asked_for_is_not_made_smaller_in_silence(data: str) -> None:
-    words = ("hardware.micro_tokens=100000", "hardware.activation_checkpointing=false", "train.dtype=bfloat16")
+    words = (
+        "hardware.micro_tokens=100000",
+        "hardware.activation_checkpointing=false",
+        "train.dtype=bfloat16",
+    )
     asked = tight(data, *words, share=0.9)
     _, settings = refused(asked)
     smaller = next(word for word in settings if word.startswith("hardware.micro_tokens="))

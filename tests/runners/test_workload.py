@@ -33,7 +33,13 @@ def words(tmp_path, cache):
         for n in range(40)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return ("model=tiny", f"dataset={path}", "dataset.eval_size=6", "train.batch_size=6", f"train.steps={STEPS}")
+    return (
+        "model=tiny",
+        f"dataset={path}",
+        "dataset.eval_size=6",
+        "train.batch_size=6",
+        f"train.steps={STEPS}",
+    )
 
 
 def config_of(*words: str) -> TrainConfig:
@@ -52,7 +58,9 @@ def steps_of(config: TrainConfig, data: TrainingData, answered: int) -> list[lis
     """The rows of every step; the first `answered` of each have answers of their own, at their longest."""
     size, found = config.train.batch_size, []
     for step in range(1, STEPS + 1):
-        rows = [data.rows[i] for i in batch_indices(step, rows=len(data.rows), batch_size=size, seed=config.seed)]
+        rows = [
+            data.rows[i] for i in batch_indices(step, rows=len(data.rows), batch_size=size, seed=config.seed)
+        ]
         algo = config.algo
         own = (np.zeros(algo.max_new_tokens, np.int32),) * algo.samples if answered else ()
         found.append(
@@ -114,7 +122,9 @@ def test_rows_cut_to_a_length_lose_the_ends_of_their_answers(words):
     cut = work_of(config, data, policy, 64)
     for batch in cut.heaviest(10**6):
         for row in batch.rows:
-            assert all(len(row.prompt) + len(branch) <= max(64, len(row.prompt) + 1) for branch in row.branches)
+            assert all(
+                len(row.prompt) + len(branch) <= max(64, len(row.prompt) + 1) for branch in row.branches
+            )
     assert cut.longest_row < work_of(config, data, policy).longest_row
 
 

@@ -5,7 +5,9 @@ AdamW's first update moves every weight by the learning rate in the direction of
 that gradient is smaller than rounding, two sound sides take opposite ways, and from then on differ by more
 than their arithmetic. Measured on SmolLM2 with 8 pairs of HH: float32, all sides within 3e-6 at both steps;
 bfloat16 with a rate of 1e-6, 0.1 % apart at the first step and up to 4.3 % at the second, where all were 1 to
-5 % off float32's norm.
+5 % off float32's norm. And bfloat16 is allowed five per cent: alignctl scores its reference in batches of
+their own, whose products round otherwise than a step's, which puts policy and reference 0.1 nats of 134 apart
+at the start on HH, more on made-up tokens; in float32 they are equal to the bit.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 
 from measurements import Parity
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """By how much a figure may differ from alignctl's, relative to it."""
 
 
