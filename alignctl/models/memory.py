@@ -26,6 +26,7 @@ from alignctl.models.rehearsal import (
     NotRehearsed,
     Pass,
     ghost_of,
+    own_head_bytes,
     scoring_bytes,
     training_bytes,
     weight_bytes,
@@ -117,70 +118,86 @@ def plan_memory(
     """Choose micro-batch and checkpointing, `None` meaning automatic; the caller asks if the plan `fits`.
 
     Activations are recomputed where otherwise not even the longest row, or some 1024 tokens, would fit.
-    Where nothing fits, the plan is the one that needs least.
+    Where nothing fits, the plan is the one that needs least; without activations where that is too much.
     """
     most = CUDA_MICRO_TOKENS if policy.device.type == "cuda" else CPU_MICRO_TOKENS
     wanted = micro_tokens or max(work.longest_row, min(work.step_tokens, most))
+    trained = _trained_bytes(policy, work)
+    bare = MemoryPlan(
+        micro_tokens=wanted,
+        activation_checkpointing=bool(activation_checkpointing),
+        resident_bytes=memory.resident_bytes,
+        state_bytes=2 * trained + work.beside_bytes,
+        work_bytes=trained,
+        available_bytes=memory.available_bytes,
+    )
+    if not bare.fits:
+        return bare
+    kinds = (False, True) if activation_checkpointing is None else (activation_checkpointing,)
     try:
-        ghost = ghost_of(policy, head_trained=work.head_trained)
-        return _chosen(ghost, work, memory, wanted, micro_tokens is not None, activation_checkpointing)
+        return _chosen(
+            _Desk(ghost_of(policy, head_trained=work.head_trained), work, bare), kinds, micro_tokens
+        )
     except NotRehearsed as error:
-        trained = weight_bytes(policy.model, trained=True)
-        return MemoryPlan(
-            micro_tokens=wanted,
-            activation_checkpointing=bool(activation_checkpointing),
-            resident_bytes=memory.resident_bytes,
-            state_bytes=2 * trained + work.beside_bytes,
-            work_bytes=trained,
-            available_bytes=memory.available_bytes,
-            uncounted=str(error),
+        return replace(bare, uncounted=str(error))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Desk:
+    """What every plan is made from."""
+
+    ghost: Ghost
+    work: Work
+    bare: MemoryPlan
+    """Without activations; its micro-batch is the largest that is wanted."""
+
+    def plan(self, micro_tokens: int, checkpointing: bool) -> MemoryPlan:
+        """With the passes of such micro-batches. Raises NotRehearsed."""
+        ghost, work = self.ghost, self.work
+        training = [
+            training_bytes(
+                ghost, batch.rows, work.forward, checkpointing=checkpointing, accumulates=batch.accumulates
+            )
+            for batch in work.heaviest(micro_tokens)
+        ]
+        scoring = scoring_bytes(ghost, work.scored, work.score)
+        return replace(
+            self.bare,
+            micro_tokens=micro_tokens,
+            activation_checkpointing=checkpointing,
+            work_bytes=max(*training, scoring, _sampling_bytes(ghost.policy, *work.sampled)),
         )
 
 
-def _chosen(
-    ghost: Ghost, work: Work, memory: Memory, wanted: int, is_given: bool, recompute: bool | None
-) -> MemoryPlan:
+def _chosen(desk: _Desk, kinds: Sequence[bool], given: int | None) -> MemoryPlan:
     """The first plan that fits of those to be preferred, else the one that needs least."""
-    kinds = (False, True) if recompute is None else (recompute,)
     plans = []
     for checkpointing in kinds:
-        least = wanted if is_given else work.longest_row
-        if not is_given and checkpointing != kinds[-1]:
-            least = max(least, min(wanted, 1024))
-        plans.append(_largest(ghost, work, memory, wanted, least, checkpointing))
+        least = given or desk.work.longest_row
+        if given is None and checkpointing != kinds[-1]:
+            least = max(least, min(desk.bare.micro_tokens, 1024))
+        plans.append(_largest(desk, least, checkpointing))
         if plans[-1].fits:
             return plans[-1]
     return min(plans, key=lambda plan: plan.needed_bytes)
 
 
-def _largest(
-    ghost: Ghost, work: Work, memory: Memory, wanted: int, least: int, checkpointing: bool
-) -> MemoryPlan:
-    """The plan of the largest micro-batch that fits, halving from `wanted`; that of `least` if none does."""
-    size = wanted
-    while True:
-        plan = _planned(ghost, work, memory, size, checkpointing)
-        if plan.fits or size <= least:
+def _largest(desk: _Desk, least: int, checkpointing: bool) -> MemoryPlan:
+    """The plan of the largest micro-batch that fits, by halves; that of `least` tokens if none does."""
+    size = desk.bare.micro_tokens
+    plan = desk.plan(size, checkpointing)
+    if plan.fits or size <= least:
+        return plan
+    smallest = desk.plan(least, checkpointing)
+    while smallest.fits and (size := size // 2) > least:
+        if (plan := desk.plan(size, checkpointing)).fits:
             return plan
-        size = max(least, size // 2)
+    return smallest
 
 
-def _planned(ghost: Ghost, work: Work, memory: Memory, micro_tokens: int, checkpointing: bool) -> MemoryPlan:
-    training = [
-        training_bytes(
-            ghost, batch.rows, work.forward, checkpointing=checkpointing, accumulates=batch.accumulates
-        )
-        for batch in work.heaviest(micro_tokens)
-    ]
-    scoring = scoring_bytes(ghost, work.scored, work.score)
-    return MemoryPlan(
-        micro_tokens=micro_tokens,
-        activation_checkpointing=checkpointing,
-        resident_bytes=memory.resident_bytes,
-        state_bytes=2 * ghost.trained_bytes + work.beside_bytes,
-        work_bytes=max(*training, scoring, _sampling_bytes(ghost.policy, *work.sampled)),
-        available_bytes=memory.available_bytes,
-    )
+def _trained_bytes(policy: Policy, work: Work) -> int:
+    frozen = 0 if work.head_trained else own_head_bytes(policy.causal_lm)
+    return weight_bytes(policy.model, trained=True) - frozen
 
 
 def _sampling_bytes(policy: Policy, answers: int, positions: int) -> int:
@@ -217,16 +234,8 @@ def present_memory(device: torch.device) -> Memory:
     if device.type == "cuda":
         free, held = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
         return Memory(torch.cuda.memory_allocated(device), free + held)
-    held = _resident_bytes()
+    held = _status_bytes("VmRSS") or _most_resident_bytes()
     return Memory(held, free_memory() + held)
-
-
-def _resident_bytes() -> int:
-    """What this process holds in main memory; the most that it ever did where the system says no more."""
-    for line in STATUS.read_text().splitlines() if STATUS.exists() else ():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return int(peak_memory_gb(torch.device("cpu")) * 1e9)
 
 
 def give_freed_memory_back() -> None:
@@ -245,10 +254,23 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak so far of this process: device memory on CUDA, resident memory elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    return (_status_bytes("VmHWM") or _most_resident_bytes()) / 1e9
+
+
+def _status_bytes(name: str) -> int | None:
+    """A figure of this process from Linux; None elsewhere."""
+    for line in STATUS.read_text().splitlines() if STATUS.exists() else ():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _most_resident_bytes() -> int:
+    """On Linux it would begin with what the parent process held."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # --- when it runs out all the same ---------------------------------------------------------------------

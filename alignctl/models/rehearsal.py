@@ -145,7 +145,9 @@ def ghost_of(policy: Policy, *, head_trained: bool = True) -> Ghost:
         memo[id(stack)] = copy.deepcopy(nn.ModuleList(stack[:RUN_LAYERS]), memo)
     # What the memo holds is not copied, so a copy of a model takes no memory.
     model = copy.deepcopy(policy.model, memo).train()
-    frozen = 0 if head_trained else _freeze_head(causal_lm(model))
+    frozen = 0 if head_trained else own_head_bytes(policy.causal_lm)
+    if not head_trained:
+        _freeze_head(causal_lm(model))
     return Ghost(
         policy=Policy(model, policy.layout, policy.compute_dtype, policy.device),
         fake=fake,
@@ -155,13 +157,19 @@ def ghost_of(policy: Policy, *, head_trained: bool = True) -> Ghost:
     )
 
 
-def _freeze_head(lm: PreTrainedModel) -> int:
-    """Freeze it unless it is the embedding; returns its bytes that were trained."""
-    own = [p for p in head_parameters(lm) if p is not None and p is not lm.get_input_embeddings().weight]
-    size = sum(p.numel() * p.element_size() for p in own if p.requires_grad)
-    for parameter in own:
+def _freeze_head(lm: PreTrainedModel) -> None:
+    for parameter in _own_head(lm):
         parameter.requires_grad_(False)
-    return size
+
+
+def own_head_bytes(lm: PreTrainedModel) -> int:
+    """What is trained of a vocabulary head that is not the embedding."""
+    return sum(p.numel() * p.element_size() for p in _own_head(lm) if p.requires_grad)
+
+
+def _own_head(lm: PreTrainedModel) -> list[Tensor]:
+    embedding = lm.get_input_embeddings().weight
+    return [p for p in head_parameters(lm) if p is not None and p is not embedding]
 
 
 def weight_bytes(model: nn.Module, *, trained: bool = False) -> int:

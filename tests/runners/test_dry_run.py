@@ -149,7 +149,7 @@ def test_memory_that_does_not_suffice_answers_as_in_a_run(capsys: pytest.Capture
     large = ["train.max_length=1000000", "model.layers=64", "hardware.activation_checkpointing=false"]
     code, _, err = run([*words, *large, "out=mine", "--dry-run"], capsys)
     assert code == 4
-    assert "tokens needs about" in err
+    assert "like this needs about" in err
     assert "2 pairs to train on, 0 held out" in err  # the card comes before the model is loaded
     assert not Path("mine").exists()
 
@@ -206,20 +206,6 @@ def test_every_kind_of_algorithm_comes_to_its_first_step(
     assert found["data"]["kind"] == kind
     assert found["data"]["train"] == 10
     assert found["data"]["to_answer"] == (10 if algo == "hypo" else 0)
-
-
-def test_hypo_plans_for_both_buffers_of_the_head(capsys: pytest.CaptureFixture[str]) -> None:
-    """KL over the vocabulary keeps one value more per token and entry, and two more blocks of 256 logits."""
-    words = [pairs("pairs.jsonl"), "dataset.eval_size=0", *HYPO, "algo.max_new_tokens=8"]
-    fixed = {}
-    for estimator in ("rloo", "full"):
-        code, out, err = run([*words, f"algo.estimator={estimator}", *AS_JSON], capsys)
-        assert code == 0, err
-        fixed[estimator] = json.loads(out)["memory"]["fixed_bytes"]
-    # One token per byte. Prompt: 3 control tokens, "user\n", "Question 10?", "\n", "assistant\n".
-    long = (3 + 5 + 12 + 1 + 10) + len("Yes, 10.") + len("No.") + 2
-    step = 2 * long + 2 * (long - 2) + 4 * 2 * 8  # rows 0 to 9 are two bytes shorter; two answers to each
-    assert fixed["full"] - fixed["rloo"] == 259 * 4 * (step + 2 * 256)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_what_is_named_fits_and_is_planned_with(data: str) -> None:
 
 def test_a_setting_that_would_not_suffice_is_not_named(data: str) -> None:
     """Of a row of 300 tokens nothing shorter helps where the weights, gradients and moments are too much."""
-    asked = tight(data, share=0.85)
+    asked = tight(data, share=0.91)
     _, settings = refused(asked)
     assert settings
     assert not [words for words in settings if words.startswith("train.max_length")]
@@ -118,7 +118,7 @@ def test_a_micro_batch_that_was_asked_for_is_not_made_smaller_in_silence(data: s
     asked = tight(data, *words, share=0.9)
     _, settings = refused(asked)
     smaller = next(word for word in settings if word.startswith("hardware.micro_tokens="))
-    assert int(smaller.partition("=")[2]) < 2000
+    assert int(smaller.split()[0].partition("=")[2]) < 2000
 
 
 def test_where_nothing_helps_it_is_said(data: str) -> None:
@@ -188,8 +188,14 @@ def test_a_run_takes_what_was_said(data: str, words: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_a_setting_that_is_named_is_enough(data: str) -> None:
+    """This machine has more memory, so what would be decided there is said here."""
     asked = tight(data, share=0.97)
     _, settings = refused(asked)
-    words = next(iter(settings))
-    _, peak = run(data, *words.split())
+    words = next(words for words in settings if "adapter=lora" in words)
+    plan = asked_of(data, *words.split(), available=asked.memory.available_bytes).plan()
+    decided = (
+        f"hardware.micro_tokens={plan.micro_tokens}",
+        f"hardware.activation_checkpointing={str(plan.activation_checkpointing).lower()}",
+    )
+    _, peak = run(data, *words.split(), *decided)
     assert peak < asked.memory.available_bytes / 1e9
