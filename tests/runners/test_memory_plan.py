@@ -185,7 +185,7 @@ def run(*words: str) -> tuple[float, float]:
 )
 def test_a_run_takes_what_was_said(data: str, words: tuple[str, ...]) -> None:
     estimate, peak = run(data, *words)
-    # Beside a model this small the interpreter shows: modules loaded late, huge pages, the allocator's arenas.
+    # Beside a model this small the interpreter shows: modules loaded late, huge pages, allocator arenas.
     assert estimate == pytest.approx(peak, rel=0.15, abs=INTERPRETER_GB)
 
 
