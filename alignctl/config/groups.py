@@ -175,3 +175,4 @@ class HardwareConfig(Settings):
     threads: Count | None
     micro_tokens: Count | Literal["auto"]
     activation_checkpointing: bool | Literal["auto"]
+    compile: bool

@@ -9,7 +9,7 @@ forward pass and through the model's own, and the log-probabilities have to agre
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -134,11 +134,13 @@ def _mismatch(
         set_attention(policy.causal_lm, layout)
         if layout != "padded" and policy.causal_lm.config._attn_implementation != attention.NAME:
             return f"{type(policy.causal_lm).__name__} lets nobody replace its attention"
+        batch = pack([PROOF], layout).to(device)
         with torch.no_grad():
-            found = branch_logps(policy, pack([PROOF], layout).to(device))
+            forms = (policy, replace(policy, forward_only=True))
+            found = torch.stack([branch_logps(form, batch).double() for form in forms])
     except SetupError as error:
         return error.message
     except Exception as error:  # any model code may run here; whatever it raises means "not this layout"
         return f"{layout} forward pass failed ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    difference = float((found.double() - expected.double()).abs().max())
+    difference = float((found - expected.double()).abs().max())
     return "" if difference <= TOLERANCE else f"{layout} log-probabilities differ by {difference:.2g} nats"

@@ -12,6 +12,7 @@ needs (here p and the KL's gradient) is kept while it fits `KEPT_BYTES`, and rec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignctl.models import head
-from alignctl.models.head import HeadGradients, in_dtype_of_hidden, logits_of
+from alignctl.models.head import HeadGradients, in_dtype_of_hidden, log_softmax_blocks, rows_of
 
 
 def token_logps_and_kl(
@@ -57,15 +58,24 @@ class _Block:
     """float [n, V]: d KL / d logits."""
 
 
-def _block(policy: Tensor, reference: Tensor, targets: Tensor) -> _Block:
-    """From the logits [n, V] of both, which are used up."""
-    log_p = policy.sub_(policy.logsumexp(-1, keepdim=True))
-    log_q = reference.sub_(reference.logsumexp(-1, keepdim=True))
+def _block(log_p: Tensor, log_q: Tensor, targets: Tensor) -> _Block:
+    """From the log-softmax [n, V] of both, which are used up."""
     logps = log_p.gather(1, targets[:, None])[:, 0]
     softmax = log_p.exp()
     weighted = log_p.sub_(log_q).mul_(softmax)
     kl = log_q.exp_().sub_(softmax).add_(weighted).sum(-1)
     return _Block(logps, kl, softmax, weighted.addcmul_(softmax, kl[:, None], value=-1))
+
+
+_Head = tuple[Tensor, Tensor, Tensor | None]
+"""Hidden states, weight and bias, of one dtype."""
+
+
+def _blocks(policy: _Head, reference: _Head, targets: Tensor) -> Iterator[tuple[slice, _Block]]:
+    """Rows in order, and what they yield."""
+    both = zip(log_softmax_blocks(*policy), log_softmax_blocks(*reference), strict=True)
+    for (rows, log_p), (_, log_q) in both:
+        yield rows, _block(log_p, log_q, targets[rows])
 
 
 class _TokenLogpsAndKl(torch.autograd.Function):
@@ -81,17 +91,13 @@ class _TokenLogpsAndKl(torch.autograd.Function):
         ref_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows, vocabulary = len(targets), weight.shape[0]
-        policy = in_dtype_of_hidden(weight, bias, hidden)
-        reference = in_dtype_of_hidden(ref_weight, ref_bias, ref_hidden)
+        policy = hidden, *in_dtype_of_hidden(weight, bias, hidden)
+        reference = ref_hidden, *in_dtype_of_hidden(ref_weight, ref_bias, ref_hidden)
         needed = 2 * rows * vocabulary * hidden.element_size()
         keep = needed <= head.KEPT_BYTES and any(ctx.needs_input_grad)
         kept = hidden.new_empty(2, rows, vocabulary) if keep else None
         logps, kl = [], []
-        for start in range(0, rows, head.CHUNK_ROWS):
-            block = slice(start, start + head.CHUNK_ROWS)
-            found = _block(
-                logits_of(hidden[block], *policy), logits_of(ref_hidden[block], *reference), targets[block]
-            )
+        for block, found in _blocks(policy, reference, targets):
             logps.append(found.logps)
             kl.append(found.kl)
             if kept is not None:
@@ -110,15 +116,17 @@ class _TokenLogpsAndKl(torch.autograd.Function):
         policy = in_dtype_of_hidden(weight, bias, hidden)
         reference = in_dtype_of_hidden(ref_weight, ref_bias, ref_hidden)
         gradients = HeadGradients.of(ctx.needs_input_grad[:3], hidden, weight, bias)
-        block_rows = rows if kept is not None else head.CHUNK_ROWS
+        block_rows = rows if kept is not None else rows_of(head.CHUNK_BYTES, weight)
         for start in range(0, rows, block_rows):
             block = slice(start, start + block_rows)
-            if kept is not None:
-                softmax, kl_slope = kept
+            if kept is None:
+                both = hidden.new_empty(2, len(targets[block]), weight.shape[0])
+                again = _blocks((hidden[block], *policy), (ref_hidden[block], *reference), targets[block])
+                for place, found in again:
+                    both[0, place], both[1, place] = found.softmax, found.kl_slope
             else:
-                logits = logits_of(hidden[block], *policy), logits_of(ref_hidden[block], *reference)
-                found = _block(*logits, targets[block])
-                softmax, kl_slope = found.softmax.to(hidden.dtype), found.kl_slope.to(hidden.dtype)
+                both = kept
+            softmax, kl_slope = both
             scale = grad_logps[block, None].to(hidden.dtype)
             d_logits = softmax.mul_(-scale).addcmul_(kl_slope, grad_kl[block, None].to(hidden.dtype))
             d_logits.scatter_add_(1, targets[block, None], scale)

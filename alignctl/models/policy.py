@@ -25,6 +25,8 @@ class Policy:
     layout: Layout
     compute_dtype: torch.dtype
     device: torch.device
+    forward_only: bool = False
+    """Attention in the form that is fastest without a backward pass; it rounds otherwise."""
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -82,7 +84,12 @@ def completion_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
         # Right-padded rows count their positions themselves, and not every model would let us.
         layout_arguments = {"attention_mask": batch.padding_mask.long()}
     else:
-        masks = attention.tree_masks(batch.trees, dtype=policy.compute_dtype, device=policy.device)
+        masks = attention.tree_masks(
+            batch.trees,
+            dtype=policy.compute_dtype,
+            device=policy.device,
+            forward_only=policy.forward_only,
+        )
         layout_arguments = {"position_ids": batch.positions, "tree": masks}
     with autocast(policy):
         hidden: Tensor = decoder(input_ids=batch.ids, use_cache=False, **layout_arguments).last_hidden_state

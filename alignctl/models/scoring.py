@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
 from alignctl.models.packing import micro_batches, pack
-from alignctl.models.policy import Policy, branch_logps, branch_scores, evaluating
+from alignctl.models.policy import Policy, autocast, branch_logps, branch_scores, evaluating
 from alignctl.records import Example, Scores
 
 Progress = Callable[[int, int], None]
@@ -27,12 +28,14 @@ def score(
 
     `with_top` adds top-10 entropy and mass, at the price of a top-k over the vocabulary per token.
     """
+    policy = replace(policy, forward_only=True)
     branches = len(examples[0].branches)
     order = sorted(range(len(examples)), key=lambda index: -examples[index].tokens)
     ranked = [examples[index] for index in order]
     parts = []
     done = 0
-    with evaluating(policy.model):
+    # Autocast around the loop, not only inside: leaving the outermost forgets the weights it has rounded.
+    with evaluating(policy.model), autocast(policy):
         for group in micro_batches(ranked, token_budget=token_budget, layout=policy.layout):
             batch = pack([ranked[index] for index in group], policy.layout).to(policy.device)
             found = branch_scores(policy, batch) if with_top else (branch_logps(policy, batch),)

@@ -17,6 +17,7 @@ from alignctl.config import (
     reference_of,
     request_hash,
 )
+from alignctl.models.compiled import compile_layers
 from alignctl.models.load import Start, load_start
 from alignctl.models.memory import MemoryPlan, give_freed_memory_back
 from alignctl.report.data_card import labelled, short_lines
@@ -106,6 +107,9 @@ def prepare_job(
     if plan.activation_checkpointing:
         start.policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     task.trained.train()
+    if config.hardware.compile:
+        panel.note("compiling the layers, which takes most of a minute")
+        compile_layers(start.policy)
     return job, loaded
 
 

@@ -11,8 +11,8 @@ from alignctl.models.attention import LONGEST_PLAIN_ROW, tree_attention, tree_ma
 CPU = torch.device("cpu")
 
 
-def masks_for(trees, dtype=torch.float64):
-    return tree_masks(trees, dtype=dtype, device=CPU)
+def masks_for(trees, dtype=torch.float64, *, forward_only=False):
+    return tree_masks(trees, dtype=dtype, device=CPU, forward_only=forward_only)
 
 
 def heads(count, tokens, *, seed):
@@ -46,6 +46,7 @@ def test_the_mask_of_a_pair_by_hand():
     assert mask[~(mask == 0)].tolist() == [float("-inf")] * 12
 
 
+@pytest.mark.parametrize("forward_only", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
     "trees",
@@ -58,13 +59,12 @@ def test_the_mask_of_a_pair_by_hand():
     ],
     ids=str,
 )
-def test_tree_attention_is_each_branch_alone(trees, kv_heads):
+def test_tree_attention_is_each_branch_alone(trees, kv_heads, forward_only):
     tokens = sum(map(sum, trees))
     query = heads(4, tokens, seed=1)
     key, value = heads(kv_heads, tokens, seed=2), heads(kv_heads, tokens, seed=3)
-    found, weights = tree_attention(
-        torch.nn.Identity(), query, key, value, None, tree=masks_for(trees), scaling=0.3
-    )
+    masks = masks_for(trees, forward_only=forward_only)
+    found, weights = tree_attention(torch.nn.Identity(), query, key, value, None, tree=masks, scaling=0.3)
     assert weights is None
     assert float((found - by_definition(query, key, value, trees, 0.3)).abs().max()) < 1e-12
 

@@ -14,6 +14,12 @@ from alignctl.models.head import token_logps, token_scores
 HIDDEN, VOCABULARY = 6, 23
 
 
+def in_blocks(monkeypatch, rows):
+    """Logits of so many rows at a time, their log-probabilities three at a time."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", rows * VOCABULARY * 4)
+    monkeypatch.setattr(head, "CACHED_BYTES", 3 * VOCABULARY * 4)
+
+
 def inputs(rows: int, *, dtype=torch.float64, seed=0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
@@ -41,7 +47,7 @@ def value_and_gradients(function, hidden, weight, bias, targets):
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 9])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_chunked_is_whole(monkeypatch, rows, chunk_rows, kept_bytes, with_bias):
-    monkeypatch.setattr(head, "CHUNK_ROWS", chunk_rows)
+    in_blocks(monkeypatch, chunk_rows)
     monkeypatch.setattr(head, "KEPT_BYTES", kept_bytes)
     hidden, weight, bias, targets = inputs(rows)
     arguments = (hidden, weight, bias if with_bias else None, targets)
@@ -54,7 +60,7 @@ def test_chunked_is_whole(monkeypatch, rows, chunk_rows, kept_bytes, with_bias):
 @pytest.mark.parametrize("kept_bytes", [2**30, 0], ids=["kept", "recomputed"])
 def test_gradcheck(monkeypatch, kept_bytes):
     monkeypatch.setattr(head, "KEPT_BYTES", kept_bytes)
-    monkeypatch.setattr(head, "CHUNK_ROWS", 2)
+    in_blocks(monkeypatch, 2)
     hidden, weight, bias, targets = inputs(5)
     # A second backward pass recomputes what the first has used up, and may round otherwise.
     assert torch.autograd.gradcheck(
@@ -150,7 +156,7 @@ def test_top_ten_by_hand(probabilities, entropy, mass):
 
 @pytest.mark.parametrize("chunk_rows", [1, 4, 256])
 def test_scores_are_the_logps_and_for_a_vocabulary_of_ten_the_full_entropy(monkeypatch, chunk_rows):
-    monkeypatch.setattr(head, "CHUNK_ROWS", chunk_rows)
+    in_blocks(monkeypatch, chunk_rows)
     hidden, weight, bias, _ = inputs(9)
     weight, bias = weight[:10], bias[:10]
     targets = torch.arange(9)

@@ -14,6 +14,12 @@ HIDDEN, REF_HIDDEN, VOCABULARY = 6, 4, 23
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+def in_blocks(monkeypatch, rows):
+    """Logits of so many rows at a time, their log-probabilities three at a time."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", rows * VOCABULARY * 4)
+    monkeypatch.setattr(head, "CACHED_BYTES", 3 * VOCABULARY * 4)
+
+
 def inputs(rows: int, *, dtype: torch.dtype = torch.float64) -> Inputs:
     """hidden, weight, bias, targets, then the reference's three, whose hidden size is its own."""
     generator = torch.Generator().manual_seed(rows)
@@ -56,7 +62,7 @@ def values_and_gradients(function, *arguments):
 @pytest.mark.parametrize("rows", [1, 3, 4, 9])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_chunked_is_whole(monkeypatch, rows, chunk_rows, kept_bytes, with_bias):
-    monkeypatch.setattr(head, "CHUNK_ROWS", chunk_rows)
+    in_blocks(monkeypatch, chunk_rows)
     monkeypatch.setattr(head, "KEPT_BYTES", kept_bytes)
     hidden, weight, bias, targets, ref_hidden, ref_weight, ref_bias = inputs(rows)
     if not with_bias:
@@ -71,7 +77,7 @@ def test_chunked_is_whole(monkeypatch, rows, chunk_rows, kept_bytes, with_bias):
 @pytest.mark.parametrize("kept_bytes", [2**30, 0], ids=["kept", "recomputed"])
 def test_gradcheck(monkeypatch, kept_bytes):
     monkeypatch.setattr(head, "KEPT_BYTES", kept_bytes)
-    monkeypatch.setattr(head, "CHUNK_ROWS", 2)
+    in_blocks(monkeypatch, 2)
     hidden, weight, bias, targets, *reference = inputs(5)
     # A second backward pass recomputes what the first has used up, and may round otherwise.
     assert torch.autograd.gradcheck(

@@ -3,7 +3,8 @@
     python scripts/bench/training --data hh.jsonl.gz --out runs/bench-training
     python scripts/bench/training --lengths ultrafeedback
 
-DPO on SmolLM2-135M unless --model names another. Sides: alignctl; trl, as TRL 1.16 comes; trl-tuned, with a
+DPO on SmolLM2-135M unless --model names another. Sides: alignctl; alignctl-compiled, the same with
+`hardware.compile=true`; trl, as TRL 1.16 comes; trl-tuned, with a
 precomputed reference and without activation checkpointing; trl-grouped, the same on batches of its own that
 are grouped by length; plain, a loop as one writes it first.
 Decisions. Batches are made once and read by every side. A side is a process of its own per run, so that

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SIDES = ("alignctl", "trl", "trl-tuned", "trl-grouped", "plain")
-"""In the order of the table: TRL's are its defaults, tuned, and tuned with length-grouped batches."""
-SAME_BATCHES = ("alignctl", "trl", "trl-tuned", "plain")
+SIDES = ("alignctl", "alignctl-compiled", "trl", "trl-tuned", "trl-grouped", "plain")
+"""In the order of the table: alignctl's are its defaults and with compiled layers; TRL's its defaults, tuned,
+and tuned with length-grouped batches."""
+SAME_BATCHES = ("alignctl", "alignctl-compiled", "trl", "trl-tuned", "plain")
 """Sides that have to agree in loss and gradient norm; trl-grouped makes batches of its own."""
-OWN_PASS = ("alignctl", "trl-tuned", "trl-grouped")
+OWN_PASS = ("alignctl", "alignctl-compiled", "trl-tuned", "trl-grouped")
 """Sides that score the reference once, before training; the others do so at every step."""
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 from measurements import Case, Run, read_run
 from worker import LR, Job
 
-SCRIPTS = {"alignctl": "side_alignctl.py", "plain": "side_plain.py"}
+from alignctl.models.machine import cache_root
+
+SCRIPTS = {
+    "alignctl": "side_alignctl.py",
+    "alignctl-compiled": "side_alignctl.py",
+    "plain": "side_plain.py",
+}
 """All others are TRL."""
 OUT_OF_MEMORY = ("OutOfMemoryError", "out of memory", "can't allocate memory", "OOM")
 TAIL = 15
@@ -87,10 +93,12 @@ def start(bench: Bench, job: Job, directory: str) -> subprocess.CompletedProcess
         # The model is a directory; nothing is to be asked for over the network while the clock runs.
         "HF_HUB_OFFLINE": "1",
     }
-    if job.side == "alignctl":
+    if job.side.startswith("alignctl"):
         # As the command line sets it for itself before torch is imported (alignctl/cli).
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        # What is compiled depends on the model alone: later runs of a user find it, so do later rounds.
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
     begun = json.dumps(asdict(replace(job, started=time.monotonic())))
     return subprocess.run(
         [python, script, begun], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -26,6 +26,7 @@ from alignctl.report.charts import Scale, axis, box, grid, line, scale_over, wor
 OURS = "alignctl"
 NAMES = {
     OURS: OURS,
+    "alignctl-compiled": "alignctl, compiled",
     "trl": "TRL, defaults",
     "trl-tuned": "TRL, tuned",
     "trl-grouped": "TRL, tuned, length-grouped",
@@ -297,13 +298,13 @@ STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f; } text.name { font-weight: 600; }
 text.tick { fill: #57606a; } line { stroke: #24292f; stroke-width: 1.5; }
 line.grid { stroke: #d0d7de; stroke-width: 1; }
-.m0 { fill: #0b6fb8; } .m1 { fill: #cc5500; } .m2 { fill: #0a8a63; }
-.m3 { fill: #a8468a; } .m4 { fill: #7d8590; }
+.m0 { fill: #0b6fb8; } .m1 { fill: #5b9bd1; } .m2 { fill: #cc5500; }
+.m3 { fill: #0a8a63; } .m4 { fill: #a8468a; } .m5 { fill: #7d8590; }
 @media (prefers-color-scheme: dark) {
 .paper { fill: #0d1117; }
 text { fill: #e6edf3; } text.tick { fill: #9198a1; } line { stroke: #e6edf3; } line.grid { stroke: #3d444d; }
-.m0 { fill: #5aaef0; } .m1 { fill: #ff8f45; } .m2 { fill: #3fc796; }
-.m3 { fill: #e48fc6; } .m4 { fill: #9198a1; }
+.m0 { fill: #5aaef0; } .m1 { fill: #a9d3f7; } .m2 { fill: #ff8f45; }
+.m3 { fill: #3fc796; } .m4 { fill: #e48fc6; } .m5 { fill: #9198a1; }
 }
 """
 

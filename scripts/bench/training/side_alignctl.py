@@ -17,6 +17,7 @@ from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
 from alignctl.config import DpoConfig, TrainConfig
 from alignctl.errors import OutOfMemoryError
+from alignctl.models.compiled import compile_layers
 from alignctl.models.live_reference import LiveReference
 from alignctl.models.load import locate_path
 from alignctl.models.memory import MemoryPlan, MicroBatch, Work, plan_memory, present_memory
@@ -43,6 +44,8 @@ def composed(job: Job) -> TrainConfig:
     ]
     if job.case.adapter == "lora":
         words += ["adapter=lora", f"adapter.r={LORA_RANK}", f"adapter.alpha={LORA_ALPHA}"]
+    if job.side == "alignctl-compiled":
+        words.append("hardware.compile=true")
     config = load(open_conf(None), words)
     assert isinstance(config, TrainConfig)
     return config
@@ -99,31 +102,41 @@ def forward(policy: Policy, rows: Sequence[Example]) -> Tensor:
     return branch_logps(policy, pack(rows, policy.layout).to(policy.device))
 
 
-def score_reference(start: StartingPolicy, examples: Sequence[Example], *, adapted: bool) -> Tensor:
-    """Float [n, 2], computed: the controller gives every process an empty cache."""
+def score_reference(
+    start: StartingPolicy, steps: Sequence[Sequence[Example]], *, adapted: bool
+) -> tuple[Tensor, float]:
+    """Float [n, 2], computed (the controller gives every process an empty cache), and the seconds it took.
+
+    As for steps, the first batch is a warm-up that is not timed.
+    """
     with LiveReference(start.policy, adapter_off=adapted).active() as frozen:
-        budget = scoring_tokens(frozen.device)
-        scores, found = cached_scores(
-            frozen, start.fingerprint, examples, token_budget=budget, with_top=False
+        scored = partial(
+            cached_scores,
+            frozen,
+            start.fingerprint,
+            token_budget=scoring_tokens(frozen.device),
+            with_top=False,
         )
+        scored(steps[0])
+        begin = now()
+        scores, found = scored([example for step in steps for example in step])
     assert not found
-    return scores.sums
+    return scores.sums, now() - begin
 
 
 def train(job: Job, batches: Sequence[Sequence[Pair]]) -> Timeline:
     """One pass over the batches."""
     config = composed(job)
     steps = [[as_example(pair) for pair in batch] for batch in batches]
-    examples = [example for step in steps for example in step]
     start = start_of(config, job, max(pair.longer for batch in batches for pair in batch))
     policy, plan = start.policy, plan_of(start.policy, steps)
     if plan.activation_checkpointing:
         policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    begin = now()
-    reference = score_reference(start, examples, adapted=job.case.adapter == "lora")
-    scored = now()
-    optimiser = build_optimiser(policy.model, weight_decay=config.train.weight_decay)
     policy.model.train()
+    if config.hardware.compile:
+        compile_layers(policy)
+    reference, seconds = score_reference(start, steps, adapted=job.case.adapter == "lora")
+    optimiser = build_optimiser(policy.model, weight_decay=config.train.weight_decay)
     assert isinstance(config.algo, DpoConfig)
     update = partial(pair_backward, policy, pair_loss(config.algo), micro_tokens=plan.micro_tokens)
     training, ends, done = now(), [], []
@@ -135,7 +148,7 @@ def train(job: Job, batches: Sequence[Sequence[Pair]]) -> Timeline:
         ends.append(now())
     return Timeline(
         training=training,
-        reference=scored - begin,
+        reference=seconds,
         ends=tuple(ends),
         loss=tuple(one["loss"] for one in done),
         grad_norm=tuple(one["grad_norm"] for one in done),

@@ -67,9 +67,12 @@ class Watched(DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
-    def _precompute_ref_logps(self, *arguments: Any) -> Dataset:
+    def _precompute_ref_logps(self, dataset: Dataset, *arguments: Any) -> Dataset:
+        # Warm-up, as for steps: the first rows once, so that what is timed is what an epoch consists of.
+        warm = min(len(dataset), self.args.train_batch_size)
+        super()._precompute_ref_logps(dataset.select(range(warm)), *arguments)
         begin = now()
-        scored = super()._precompute_ref_logps(*arguments)
+        scored = super()._precompute_ref_logps(dataset, *arguments)
         self.reference = now() - begin
         return scored
 
