@@ -1,9 +1,10 @@
 """Decoder layers through torch.compile, one layer's code for all of them, in training passes alone.
 
-What is left between the matrix products of a step is elementwise work that a compiler fuses: measured on
-SmolLM2 in bfloat16, two cores, 1.60 ms a token against 1.87, after 40 s of compiling. Attention over trees
-stays as it is: its rows differ in length from step to step, and each length would be compiled anew.
-Scoring and sampling run the layers uncompiled; they are other code to the compiler, and short.
+What is left between the matrix products of a step is elementwise work that a compiler fuses: on SmolLM2 in
+bfloat16, two cores, 1.60 ms a token against 1.87 in one comparison and no difference in another, after 40 s
+of compiling. Attention over trees stays as it is: its rows differ in length from step to step, and each
+length would be compiled anew. Scoring and sampling run the layers uncompiled; they are other code to the
+compiler, and short.
 """
 
 from __future__ import annotations
