@@ -4,9 +4,9 @@
     python scripts/bench/training --lengths ultrafeedback
 
 DPO on SmolLM2-135M unless --model names another. Sides: alignctl; alignctl-compiled, the same with
-`hardware.compile=true`; trl, as TRL 1.16 comes; trl-tuned, with a
-precomputed reference and without activation checkpointing; trl-grouped, the same on batches of its own that
-are grouped by length; plain, a loop as one writes it first.
+`hardware.compile=true`; trl, as TRL 1.16 comes; trl-tuned, with a precomputed reference and without
+activation checkpointing; trl-grouped, the same on batches of its own that are grouped by length; plain, a
+loop as one writes it first.
 Decisions. Batches are made once and read by every side. A side is a process of its own per run, so that
 memory and time to the first step are its own. Loss and gradient norm of the first steps have to agree before
 anything is timed. The order of the sides turns round with every round; medians are reported. The result is
