@@ -153,12 +153,13 @@ def test_every_recipe_of_the_readme_runs_when_shrunk_and_is_done_when_repeated()
     assert recipes()
     small = {key: value for key, value in (SHRUNK | DEMO).items() if key != "dataset.eval_size"}
     words = [f"{key}={value}" for key, value in small.items() if not key.startswith("eval.samples")]
-    for recipe in recipes():
-        online = ["ppo.algo.max_new_tokens=4", "out=chain"]
-        assert main([*recipe, *words, *online]) == 0
-        record = Path("chain/recipe.json").read_bytes()
-        assert main([*recipe, *words, *online]) == 0
-        assert Path("chain/recipe.json").read_bytes() == record
+    for number, recipe in enumerate(recipes()):
+        chain = Path(f"chain-{number}")
+        online = ["ppo.algo.max_new_tokens=4"] if "recipe=salsa-2seeds" in recipe else []
+        assert main([*recipe, *words, *online, f"out={chain}"]) == 0
+        record = (chain / "recipe.json").read_bytes()
+        assert main([*recipe, *words, *online, f"out={chain}"]) == 0
+        assert (chain / "recipe.json").read_bytes() == record
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ from alignctl.config.train import (
     TrainSettings,
     learning_rate,
 )
+from alignctl.config.watch import WatchAction, WatchSettings
 
 __all__ = [
     "AdapterConfig",
@@ -145,6 +146,8 @@ __all__ = [
     "TrainConfig",
     "TrainSettings",
     "UniformSoup",
+    "WatchAction",
+    "WatchSettings",
     "WeightedSoup",
     "as_plain",
     "as_yaml",

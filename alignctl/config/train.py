@@ -38,6 +38,7 @@ from alignctl.config.settings import (
     Settings,
     WarmUp,
 )
+from alignctl.config.watch import WatchSettings
 
 # --- loop ------------------------------------------------------------------------------------------
 
@@ -102,6 +103,7 @@ class TrainConfig(Settings):
     reward: RewardConfig
     train: TrainSettings
     eval: EvalSettings
+    watch: WatchSettings
     checkpoint: CheckpointSettings
     out: str | None
     overwrite: bool
@@ -172,6 +174,22 @@ class TrainConfig(Settings):
                 )
         elif not isinstance(self.reward, GoldReward):
             raise ValueError(f"reward={self.reward.kind} is not read by algo={self.algo.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _watch_can_act(self) -> TrainConfig:
+        watch, learns_from_pairs = self.watch, isinstance(self.algo, PairwiseConfig | HypoConfig)
+        if watch.action == "adapt" and not learns_from_pairs:
+            raise ValueError(
+                f"watch.action=adapt is for algorithms on pairs, not for algo={self.algo.name}: "
+                "watch.action=warn or stop"
+            )
+        needed = learns_from_pairs and watch.action != "off" and watch.indicator == "sampled"
+        if needed and watch.samples == 0:
+            raise ValueError(
+                "watch.indicator=sampled needs answers to read: watch.samples=16, or "
+                "watch.indicator=displacement, or watch.action=off"
+            )
         return self
 
     @model_validator(mode="after")

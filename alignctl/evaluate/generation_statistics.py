@@ -3,11 +3,10 @@
 - `repetition_4gram`: mean over answers of the share of their token 4-grams that came before in the same
   answer (arXiv 1908.04319); answers of fewer than four tokens have none and are left out.
 - `distinct_1` to `distinct_4`: different word n-grams over all word n-grams of all answers
-  (arXiv 1510.03055). It falls with the amount of text, so `ead_1` corrects it (arXiv 2202.13587): different
-  tokens over the number expected of so many draws from V equally likely ones, V (1 - ((V - 1) / V)^C). It is
-  taken over tokens, whose V is known and the same for all models, and for single ones only: V^n is so large
-  for longer n-grams that the correction is nothing. Resamples repeat answers and would all be less varied
-  than the sample, so these figures of the whole text have no interval.
+  (arXiv 1510.03055). It falls with the amount of text, so `ead_1` corrects it (diversity.py). It is taken
+  over tokens, whose number V is known and the same for all models, and for single ones only: for longer
+  n-grams the correction is nothing. Resamples repeat answers and would all be less varied than the sample,
+  so these figures of the whole text have no interval.
 - `kl/token`: sum of log pi - log ref over sum of tokens, on samples from pi at temperature 1 an unbiased
   estimate of the KL divergence along the answers, at other settings a measure of drift; it may come out below
   zero. `kl/sequence` is the mean sum.
@@ -17,10 +16,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from alignctl.evaluate.diversity import adjusted_distinct, ngrams
 from alignctl.evaluate.over_prompts import estimate, estimates, mean_of, ratio_of, share_of, without_interval
 from alignctl.evaluate.statistics import Estimate
 
@@ -61,7 +61,7 @@ def generation_metrics(
         found["repetition_4gram"] = estimate(mean_of(repeated, (0.0, 1.0)), prompts[long], seed)
     words = [_WORD.findall(text.lower()) for text in texts]
     for n in range(1, LONGEST + 1):
-        grams = [gram for said in words for gram in _ngrams(said, n)]
+        grams = [gram for said in words for gram in ngrams(said, n)]
         if grams:
             found[f"distinct_{n}"] = without_interval(len(set(grams)) / len(grams), len(answers))
     tokens = [int(token) for answer in answers for token in answer]
@@ -85,16 +85,6 @@ def drift_metrics(
     )
 
 
-def adjusted_distinct(tokens: Sequence[int], vocabulary: int) -> float:
-    """Different tokens over the number expected of equally likely ones; not above `vocabulary` over it."""
-    expected = -vocabulary * math.expm1(len(tokens) * math.log1p(-1 / vocabulary)) if vocabulary > 1 else 1.0
-    return len(set(tokens)) / expected
-
-
 def _repetition(answer: np.ndarray) -> float:
-    grams = list(_ngrams([int(token) for token in answer], REPEATED))
+    grams = list(ngrams([int(token) for token in answer], REPEATED))
     return 1.0 - len(set(grams)) / len(grams)
-
-
-def _ngrams(items: Sequence[Hashable], n: int) -> Iterable[tuple[Hashable, ...]]:
-    return zip(*(items[start:] for start in range(n)), strict=False)

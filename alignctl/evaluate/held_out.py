@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,14 @@ from alignctl.algos import PairLoss
 from alignctl.algos.bradley_terry import RewardLoss, reward_metrics, reward_pairs
 from alignctl.algos.pairs import outcomes, pair_metrics, pair_view, row_weights
 from alignctl.algos.sft import row_losses, row_metrics
-from alignctl.evaluate.statistics import Estimate, mean_interval, share
+from alignctl.evaluate.statistics import (
+    Estimate,
+    Quotient,
+    mean_interval,
+    named_errors,
+    quotient_interval,
+    share,
+)
 from alignctl.records import Example, GoldScore, Row, Scores
 
 
@@ -31,18 +39,20 @@ def evaluate_pairs(
     """Exact means over the held-out pairs from branch scores of policy and reference, [n, 2] each.
 
     Entropy and mass are means over the positions of the chosen completions, likelihoods means over pairs of
-    per-token means (arXiv 2410.11677).
+    per-token means (arXiv 2410.11677). Standard errors are over prompts.
     """
     pairs = pair_view(examples, policy.sums, reference.sums)
     out = loss(pairs)
     weights = row_weights(examples, out.losses)
-    metrics = pair_metrics(pairs, out, weights)
-    if policy.top_entropy is not None and policy.top_mass is not None:
-        tokens = policy.counts[:, 0].sum().item()
-        metrics["entropy/top10"] = policy.top_entropy[:, 0].double().sum().item() / tokens
-        metrics["mass/top10"] = policy.top_mass[:, 0].double().sum().item() / tokens
+    losses = Quotient((out.losses * weights).double().cpu().numpy(), np.ones(len(examples)))
+    prompts = prompt_numbers(examples)
+    metrics = {
+        **pair_metrics(pairs, out, weights),
+        **named_errors({"loss": losses.error(prompts)}),
+        **_top_metrics(policy, prompts),
+    }
     estimates = {
-        "loss": mean_interval((out.losses * weights).tolist()),
+        "loss": mean_interval(losses.numerators),
         "rewards/accuracies": share(outcomes(out.reward_chosen - out.reward_rejected)),
         "accuracy_logp": share(outcomes(pairs.chosen - pairs.rejected)),
         "rewards/margins": mean_interval((out.reward_chosen - out.reward_rejected).tolist()),
@@ -55,47 +65,70 @@ def evaluate_given_answers(examples: Sequence[Example], policy: Scores) -> Evalu
     """Loss per answer token over held-out rows of one answer, from its scores [n, 1]; entropy and mass as for
     pairs. The interval of the loss is that of a ratio, from the rows' residuals."""
     sums, counts = policy.sums[:, 0].double(), policy.counts[:, 0].double()
-    metrics = row_metrics(sums, counts, row_weights(examples, sums))
-    if policy.top_entropy is not None and policy.top_mass is not None:
-        tokens = counts.sum().item()
-        metrics["entropy/top10"] = policy.top_entropy[:, 0].double().sum().item() / tokens
-        metrics["mass/top10"] = policy.top_mass[:, 0].double().sum().item() / tokens
-    losses = row_losses(sums) * row_weights(examples, sums)
-    residuals = (losses - metrics["loss"] * counts) / counts.mean()
+    weights, prompts = row_weights(examples, sums), prompt_numbers(examples)
+    losses = Quotient((row_losses(sums) * weights).numpy(), counts.numpy())
+    metrics = {
+        **row_metrics(sums, counts, weights),
+        **named_errors({"loss": losses.error(prompts)}),
+        **_top_metrics(policy, prompts),
+    }
     estimates = {
-        "loss": mean_interval((metrics["loss"] + residuals).tolist()),
+        "loss": quotient_interval(losses),
         "likelihood/chosen": mean_interval((sums / counts).tolist()),
     }
     return Evaluation(metrics, estimates)
+
+
+def prompt_numbers(examples: Sequence[Example]) -> np.ndarray:
+    """int64 [n]: which of the distinct prompts, from 0, each row has."""
+    numbers: dict[bytes, int] = {}
+    return np.array([numbers.setdefault(row.prompt.tobytes(), len(numbers)) for row in examples])
+
+
+def _top_metrics(policy: Scores, prompts: np.ndarray) -> dict[str, float]:
+    """Top-10 entropy and mass over the positions of first branches; nothing where they were not scored."""
+    if policy.top_entropy is None or policy.top_mass is None:
+        return {}
+    tokens = policy.counts[:, 0].double().numpy()
+    quotients = {
+        "entropy/top10": Quotient(policy.top_entropy[:, 0].double().numpy(), tokens),
+        "mass/top10": Quotient(policy.top_mass[:, 0].double().numpy(), tokens),
+    }
+    metrics = {name: quotient.value for name, quotient in quotients.items()}
+    return metrics | named_errors({name: quotient.error(prompts) for name, quotient in quotients.items()})
 
 
 def evaluate_rewards(examples: Sequence[Example], rewards: Tensor, loss: RewardLoss) -> Evaluation:
     """Loss and accuracy of a reward model over the held-out pairs, from its scores [n, 2]."""
     out = loss(reward_pairs(examples, rewards))
     weights = row_weights(examples, out.losses)
+    losses = Quotient((out.losses * weights).double().cpu().numpy(), np.ones(len(examples)))
     margins = out.reward_chosen - out.reward_rejected
     estimates = {
-        "loss": mean_interval((out.losses * weights).tolist()),
+        "loss": mean_interval(losses.numerators),
         "rewards/accuracies": share(outcomes(margins)),
         "rewards/margins": mean_interval(margins.tolist()),
     }
-    return Evaluation(reward_metrics(out, weights), estimates)
+    errors = named_errors({"loss": losses.error(prompt_numbers(examples))})
+    return Evaluation({**reward_metrics(out, weights), **errors}, estimates)
 
 
 def evaluate_answers(
-    rows: Sequence[Row], answers: Sequence[str], lengths: Sequence[int], gold: Callable[[Row, str], GoldScore]
+    rows: Sequence[Row], answers: Sequence[str], gold: Callable[[Row, str], GoldScore]
 ) -> Evaluation:
-    """Gold scores of freshly sampled answers, and their mean length in tokens."""
+    """Gold scores of freshly sampled answers."""
     scores = [gold(row, answer) for row, answer in zip(rows, answers, strict=True)]
     total = mean_interval([score.total for score in scores], bounds=(0.0, 1.0))
     form = mean_interval([score.form for score in scores], bounds=(0.0, 1.0))
     content = mean_interval([score.content for score in scores], bounds=(0.0, 1.0))
+    # One answer to a prompt, so answers are independent.
+    totals = Quotient(np.array([score.total for score in scores]), np.ones(len(scores)))
     return Evaluation(
         metrics={
             "gold/mean": total.value,
             "gold/form": form.value,
             "gold/content": content.value,
-            "response_length": sum(lengths) / len(lengths),
+            **named_errors({"gold/mean": totals.error(np.arange(len(scores)))}),
         },
         estimates={"gold/mean": total, "gold/form": form, "gold/content": content},
     )

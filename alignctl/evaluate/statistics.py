@@ -10,7 +10,7 @@ when every score of a bounded scale is the same, the spread says nothing, and Wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -41,6 +41,42 @@ class Estimate:
             "n": self.n,
             "method": self.method,
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quotient:
+    """The sum of `numerators` over that of `denominators`, float64 [n] each: a mean with weights."""
+
+    numerators: np.ndarray
+    denominators: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """Both sums exactly rounded; NaN where a numerator is not finite."""
+        if not np.isfinite(self.numerators).all():
+            return math.nan
+        return math.fsum(self.numerators) / math.fsum(self.denominators)
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """float64 [n]: what each row adds beyond its share, on the scale of the value."""
+        mean = math.fsum(self.denominators) / len(self.denominators)
+        return np.asarray((self.numerators - self.value * self.denominators) / mean)
+
+    def error(self, prompts: np.ndarray) -> float | None:
+        """Standard error of the value, linearised; rows of one prompt, int64 [n] from 0 without gaps, are not
+        independent. None for a single prompt and where the value is not finite."""
+        residuals = self.residuals
+        totals = np.bincount(prompts, weights=residuals)
+        groups = len(totals)
+        if groups < 2 or not np.isfinite(totals).all():
+            return None
+        return math.sqrt(math.fsum(totals**2) * groups / (groups - 1)) / len(residuals)
+
+
+def named_errors(errors: Mapping[str, float | None]) -> dict[str, float]:
+    """The standard errors there are, under the names of their figures with `_se`."""
+    return {f"{name}_se": error for name, error in errors.items() if error is not None}
 
 
 def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval:
@@ -91,6 +127,14 @@ def mean_interval(
     half = _t_quantile(0.5 + confidence / 2, n - 1) * spread / math.sqrt(n)
     low, high = bounds if bounds is not None else (-math.inf, math.inf)
     return Estimate(mean, (max(low, mean - half), min(high, mean + half)), n, "t")
+
+
+def quotient_interval(quotient: Quotient) -> Estimate:
+    """A quotient of independent rows with Student's t interval, from its residuals."""
+    value = quotient.value
+    if not math.isfinite(value):
+        return Estimate(value, None, len(quotient.numerators), "none")
+    return mean_interval(value + quotient.residuals)
 
 
 def _t_quantile(p: float, df: int) -> float:

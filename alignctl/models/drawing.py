@@ -27,13 +27,20 @@ def uniforms(seed: int, step: int, sample_id: int, n: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))).random(n)
 
 
-def draw(logits: Tensor, uniform: Tensor, *, temperature: float, top_p: float) -> Tensor:
+def draw(logits: Tensor, uniform: Tensor, *, temperature: float | Tensor, top_p: float) -> Tensor:
     """One token per row of `logits` float32 [n, V], by inversion at `uniform` float64 [n]; int64 [n].
 
-    `temperature` 0 takes the likeliest token, whatever the number. At least one token survives `top_p`.
+    `temperature` may be float32 [n], one per row; 0 takes the likeliest token, whatever the number. At least
+    one token survives `top_p`.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
+    if isinstance(temperature, Tensor):
+        greedy = temperature == 0
+        drawn = _drawn(logits, uniform, torch.where(greedy, 1.0, temperature)[:, None], top_p)
+        return torch.where(greedy, logits.argmax(-1), drawn)
+    return logits.argmax(-1) if temperature == 0 else _drawn(logits, uniform, temperature, top_p)
+
+
+def _drawn(logits: Tensor, uniform: Tensor, temperature: float | Tensor, top_p: float) -> Tensor:
     weights = (logits / temperature).sub_(logits.amax(-1, keepdim=True) / temperature).exp_()
     return _from_all(weights, uniform) if top_p >= 1 else _from_nucleus(weights, uniform, top_p)
 

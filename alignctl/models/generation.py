@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from alignctl.models.drawing import draw, uniforms
+from alignctl.models.drawn_scores import DrawnScores
 from alignctl.models.kv_cache import keeps_all, merged_cache
 from alignctl.models.policy import Policy, autocast, plain_attention
 
@@ -51,25 +51,32 @@ def sample(
     samples: int = 1,
     stop: Sequence[int],
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | Sequence[float],
     top_p: float = 1.0,
     seed: int,
     step: int,
+    sample_ids: Sequence[int] | None = None,
+    scores: DrawnScores | None = None,
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """`samples` answers per prompt, prompt by prompt; int32, up to a stop token or `max_new_tokens` long.
 
-    `temperature` 0 takes the likeliest token. Answer j of prompt i is at i * samples + j, which is also its
-    sample id. `progress` hears how far it is before the first token and after every look at the rows.
+    Answer j of prompt i is at i * samples + j. `temperature` (0 takes the likeliest token) may be one for
+    each of these places; `sample_ids` are the places themselves where None. `scores` takes down what the
+    policy says of the tokens. `progress` hears how far it is before the first token and after every look at
+    the rows.
     """
     sheet = _Sheet(len(prompts) * samples, max_new_tokens, stop, progress)
-    numbers = [uniforms(seed, step, sample_id, max_new_tokens) for sample_id in range(sheet.total)]
+    ids = range(sheet.total) if sample_ids is None else sample_ids
+    numbers = [uniforms(seed, step, sample_id, max_new_tokens) for sample_id in ids]
     waiting = _groups(prompts, samples)
     sampler = _Sampler(
         policy=policy,
         sheet=sheet,
         numbers=np.array(numbers),
-        pick=partial(draw, temperature=temperature, top_p=top_p),
+        temperature=_temperatures(temperature),
+        top_p=top_p,
+        scores=scores,
         growable=keeps_all(policy.causal_lm, max(map(len, prompts), default=0) + max_new_tokens),
     )
     flight: _Flight | None = None
@@ -82,6 +89,13 @@ def sample(
             elif flight:
                 flight = _advance(sampler, flight)
     return sheet.answers()
+
+
+def _temperatures(wanted: float | Sequence[float]) -> float | np.ndarray:
+    """One number where all are the same: rows then share it, and drawing is a little faster."""
+    if not isinstance(wanted, Sequence):
+        return wanted
+    return wanted[0] if len(set(wanted)) == 1 else np.array(wanted, dtype=np.float32)
 
 
 @contextmanager
@@ -202,10 +216,21 @@ class _Sampler:
     sheet: _Sheet
     numbers: np.ndarray
     """float64 [total, max_new_tokens]: the uniform number of every token."""
-    pick: Callable[[Tensor, Tensor], Tensor]
-    """Tokens [n] from logits [n, V] at numbers [n]."""
+    temperature: float | np.ndarray
+    """Of all answers, or float32 [total]."""
+    top_p: float
+    scores: DrawnScores | None
     growable: bool
     """Whether all layers keep keys and values of all tokens, so that rows may be put together."""
+
+    def draw(self, answers: np.ndarray, columns: np.ndarray, logits: Tensor, numbers: Tensor) -> Tensor:
+        """Tokens [n] for places `columns` [n] of `answers` [n], from logits float32 [n, V] at numbers [n]."""
+        one = self.temperature
+        own = one if isinstance(one, float | int) else torch.from_numpy(one[answers]).to(logits.device)
+        tokens = draw(logits, numbers, temperature=own, top_p=self.top_p)
+        if self.scores:
+            self.scores.add(answers, columns, logits, tokens)
+        return tokens
 
 
 def _board(sampler: _Sampler, flight: _Flight | None, groups: Sequence[_Group]) -> _Flight | None:
@@ -260,7 +285,7 @@ def _read(sampler: _Sampler, groups: Sequence[_Group]) -> tuple[_Flight, Tensor]
     answers = np.concatenate([group.ids for group in groups])
     rows = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.ids) for group in groups]))
     numbers = torch.from_numpy(sampler.numbers[answers, 0]).to(device)
-    tokens = sampler.pick(logits.float()[rows.to(device)], numbers)
+    tokens = sampler.draw(answers, np.zeros_like(answers), logits.float()[rows.to(device)], numbers)
     going = sampler.sheet.write(answers, tokens[:, None].cpu().numpy())
     if not going.any():
         return None
@@ -290,7 +315,7 @@ def _advance(sampler: _Sampler, flight: _Flight) -> _Flight | None:
     steps = min(STRETCH[device.type == "cuda"], sheet.longest - int(written.max()))
     numbers = sampler.numbers[flight.ids[:, None], written[:, None] + np.arange(steps)]
     drawn = []
-    for uniform in torch.from_numpy(numbers).to(device).unbind(1):
+    for place, uniform in enumerate(torch.from_numpy(numbers).to(device).unbind(1)):
         mask = nn.functional.pad(flight.mask, (0, 1), value=1)
         logits = model(
             input_ids=flight.last[:, None],
@@ -300,7 +325,7 @@ def _advance(sampler: _Sampler, flight: _Flight) -> _Flight | None:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        drawn.append(sampler.pick(logits.float(), uniform))
+        drawn.append(sampler.draw(flight.ids, written + place, logits.float(), uniform))
         flight = replace(flight, last=drawn[-1], places=flight.places + 1, mask=mask)
     return _thinned(flight, sheet.write(flight.ids, torch.stack(drawn, dim=1).cpu().numpy()))
 

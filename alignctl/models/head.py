@@ -51,13 +51,23 @@ def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     """Log-probabilities with top-10 entropy and mass from the same logits."""
     parts = []
     for rows, log_p in log_softmax_blocks(hidden, *in_dtype_of_hidden(weight, bias, hidden)):
-        top = log_p.topk(min(TOP_K, log_p.shape[-1]), dim=-1).values.exp()
-        mass = top.sum(-1)
-        share = top / mass[:, None]
-        entropy = -(share * share.clamp_min(torch.finfo(share.dtype).tiny).log2()).sum(-1)
-        parts.append((_of_targets(log_p, targets[rows]), entropy, mass))
+        found = _scores(log_p, targets[rows])
+        parts.append((found.logps, found.top_entropy, found.top_mass))
     logps, entropy, mass = (torch.cat(part) for part in zip(*parts, strict=True))
     return TokenScores(logps, entropy, mass)
+
+
+def scores_of_logits(logits: Tensor, targets: Tensor) -> TokenScores:
+    """The same of logits [N, V] that are there already."""
+    return _scores(logits - logits.logsumexp(-1, keepdim=True), targets)
+
+
+def _scores(log_p: Tensor, targets: Tensor) -> TokenScores:
+    top = log_p.topk(min(TOP_K, log_p.shape[-1]), dim=-1).values.exp()
+    mass = top.sum(-1)
+    share = top / mass[:, None]
+    entropy = -(share * share.clamp_min(torch.finfo(share.dtype).tiny).log2()).sum(-1)
+    return TokenScores(_of_targets(log_p, targets), entropy, mass)
 
 
 def in_dtype_of_hidden(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor | None]:

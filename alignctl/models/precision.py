@@ -29,6 +29,22 @@ def settle_precision(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> 
             _round_frozen(module, dtype)
 
 
+def settled_bytes(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> int:
+    """What a frozen copy of the model takes once it is prepared for `dtype`."""
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    if dtype != torch.bfloat16:
+        return whole
+    embedding = causal_lm(model).get_input_embeddings().weight
+    linear = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.weight is not embedding
+        for parameter in module.parameters(recurse=False)
+        if parameter.dtype == torch.float32
+    }
+    return whole - sum(2 * parameter.numel() for parameter in linear)
+
+
 def _round_frozen(linear: nn.Linear, dtype: torch.dtype) -> None:
     for parameter in linear.parameters(recurse=False):
         if not parameter.requires_grad and parameter.dtype == torch.float32:

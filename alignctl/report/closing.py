@@ -17,10 +17,18 @@ from rich.text import Text
 
 from alignctl.report.figures import duration
 from alignctl.report.figures import figure as format_figure
+from alignctl.report.watch_words import WatchWords
+from alignctl.train.progress import Why
 
 WIDEST = 100
 """Columns of the table on a pipe or a wide terminal."""
 GAP = "  "
+REASONS: Mapping[Why, str] = {
+    "alarm": "the last before it was over-optimised",
+    "loss": "the lowest held-out loss",
+    "last": "the last step",
+}
+"""Why a step was kept, in words."""
 
 
 class Figure(TypedDict):
@@ -42,8 +50,8 @@ class Outcome:
     model_dir: str
     """As the user would type it, relative to where the command was given."""
     exported_step: int
-    best_step: int | None
-    """None when nothing is held out."""
+    why: Why
+    """Why that step was kept."""
     last_step: int
     seconds: float
     chat: bool
@@ -52,6 +60,8 @@ class Outcome:
     """False for a reward model, which scores answers and gives none."""
     stopped: str | None = None
     """Why the run ended before its last step."""
+    watch: WatchWords | None = None
+    """None where nothing was watched."""
 
 
 def print_closing(console: Console, headline: Headline, outcome: Outcome) -> None:
@@ -70,8 +80,10 @@ def closing_text(headline: Headline, outcome: Outcome, width: int) -> Text:
         text.append_text(_table(headline, outcome, width)).append("\n")
     if outcome.stopped is not None:
         text.append("stopped  ", "bold").append(f"after step {outcome.last_step}: {outcome.stopped}\n")
-    reason = "lowest held-out loss" if outcome.exported_step == outcome.best_step else "the last step"
-    text.append("model  ", "bold").append(f"{outcome.model_dir}  (step {outcome.exported_step}, {reason})\n")
+    if outcome.watch is not None:
+        text.append_text(_watch(outcome.watch))
+    kept = f"step {outcome.exported_step}, {REASONS[outcome.why]}"
+    text.append("model  ", "bold").append(f"{outcome.model_dir}  ({kept})\n")
     text.append("time   ", "bold").append(f"{duration(outcome.seconds)} for {outcome.last_step} steps\n")
     model = shlex.quote(outcome.model_dir)
     run = shlex.quote(outcome.model_dir.removesuffix("/model"))
@@ -84,6 +96,12 @@ def closing_text(headline: Headline, outcome: Outcome, width: int) -> Text:
     text.append("\nask it something\n", "bold").append("\n".join(_question(outcome)) + "\n")
     text.append("\nmeasure it\n", "bold").append(f"alignctl eval {run}\n")
     return text.append("\ntrain on from it\n", "bold").append(f"alignctl train model={model}")
+
+
+def _watch(words: WatchWords) -> Text:
+    """What was seen of over-optimisation, and where it was, what to type."""
+    text = Text().append("watch  ", "bold").append(f"{' '.join(filter(None, (words.verdict, words.keep)))}\n")
+    return text.append("try    ", "bold").append("   ".join(words.ways) + "\n") if words.ways else text
 
 
 def _question(outcome: Outcome) -> list[str]:
@@ -109,14 +127,16 @@ Place = Literal["beside", "under", "nowhere"]
 
 def _table(headline: Headline, outcome: Outcome, width: int) -> Text:
     """The first of three layouts that fits: intervals beside the values, under them, or left to run.json."""
-    best, last = outcome.best_step, outcome.last_step
-    head = ["", "start", "best" if best is None else f"best (step {best})", f"last (step {last})", "n"]
+    kept, last = outcome.exported_step, outcome.last_step
+    name = "kept" if outcome.why == "alarm" else "best"
+    is_last = outcome.why == "last"
+    head = ["", "start", name if is_last else f"{name} (step {kept})", f"last (step {last})", "n"]
     places: tuple[Place, ...] = ("beside", "under")
     for place in places:
         rows = [head, *_rows(headline, place)]
         if _width(rows) <= width:
             return _lay_out(rows, "[lo, hi]: 95 % interval")
-    short_head = ["", "start", "best" if best is None else f"best @{best}", f"last @{last}", "n"]
+    short_head = ["", "start", name if is_last else f"{name} @{kept}", f"last @{last}", "n"]
     return _lay_out([short_head, *_rows(headline, "nowhere")], "95 % intervals: see run.json")
 
 

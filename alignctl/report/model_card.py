@@ -31,12 +31,13 @@ from alignctl.config import (
 )
 from alignctl.evaluate.soup_points import SoupSearch
 from alignctl.models.soup.record import SoupReport
-from alignctl.report.closing import Headline
+from alignctl.report.closing import REASONS, Headline
 from alignctl.report.figures import figure
 from alignctl.report.model_use import Kind, usage
 from alignctl.report.portable import portable, portable_command, portable_values
 from alignctl.report.sheets import Cell, Line, Sheet, escaped, markdown_of
 from alignctl.report.soup_tables import gain_words, members_sheet, search_sheet
+from alignctl.train.progress import Why
 
 CARD = "README.md"
 NOT_IN_THE_CARD = ("out", "overwrite", "hardware")
@@ -81,7 +82,8 @@ class Training:
     """How a run went."""
 
     kept_step: int
-    best_step: int | None
+    why: Why
+    """Why that step was kept."""
     last_step: int
     stopped: str | None
     headline: Headline
@@ -163,13 +165,11 @@ def _what_it_is(model: Identity, config: TrainConfig, rows: Rows, training: Trai
         "adapter": "This is a LoRA adapter of a language model",
         "classifier": "This is a reward model, saved as a sequence classifier with one score",
     }[model.kind]
-    kept = f"step {training.kept_step} of {training.last_step}"
-    is_best = training.kept_step == training.best_step
-    reason = "which had the lowest held-out loss" if is_best else "the last one"
+    kept = f"step {training.kept_step} of {training.last_step}, {REASONS[training.why]}"
     ended = "" if training.stopped is None else f" Training ended early: {escaped(training.stopped)}."
     return (
         f"{made}: {model_words(config.model)} trained with `{config.algo.name}` on {rows.train} "
-        f"{rows.unit} of {dataset_words(config.dataset)}. The weights are those of {kept}, {reason}.{ended}"
+        f"{rows.unit} of {dataset_words(config.dataset)}. The weights are those of {kept}.{ended}"
     )
 
 
@@ -207,8 +207,7 @@ def reference_words(reference: Reference | None) -> str:
 def _results(training: Training) -> str:
     if not training.headline:
         return "## Results\n\nNothing was held out, so nothing was measured."
-    best = training.best_step
-    kept = "kept" if best is None else f"kept (step {training.kept_step})"
+    kept = "kept" if training.why == "last" else f"kept (step {training.kept_step})"
     lines = []
     for name, moments in training.headline.items():
         figures = [moments.get(moment) for moment in ("start", "best", "last")]

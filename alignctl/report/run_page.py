@@ -20,6 +20,7 @@ from markupsafe import Markup
 from alignctl.evaluate.statistics import Estimate
 from alignctl.report import charts
 from alignctl.report.charts import Course, Scale
+from alignctl.report.closing import REASONS
 from alignctl.report.evaluation_figures import Figure, Picture
 from alignctl.report.figures import METRICS, duration, figure
 from alignctl.report.pages import render
@@ -60,10 +61,18 @@ CHAPTERS = (
     ),
     (
         "Likelihood and drift",
-        "Chosen answers that become less likely and a falling entropy are how over-optimisation begins.",
+        "Chosen answers that become less likely are pushed down with the rejected ones.",
         (
             *("likelihood/chosen", "likelihood/rejected", "displacement", "kl/token", "kl/sequence"),
-            *("entropy/top10", "mass/top10", "perplexity"),
+            "perplexity",
+        ),
+    ),
+    (
+        "Signs of over-optimisation",
+        "Top-10 entropy and mass, on given chosen answers and on its own: a turn counts, not a level.",
+        (
+            *("sampled/entropy_top10", "entropy/top10", "sampled/mass_top10", "mass/top10"),
+            *("sampled/likelihood", "sampled/distinct", "watch/anchor"),
         ),
     ),
     ("The optimiser", "", ("grad_norm", "lr", "ratio/deviation", "clip_fraction", "beta")),
@@ -116,7 +125,8 @@ def run_page(story: RunStory) -> str:
         "facts": _facts(story, last),
         "rule": _kept(story, last),
         "warnings": story.record.get("warnings", []),
-        "sheet": _sheet(story.record.get("headline", {}), story.record.get("best_step")),
+        "watch": story.record.get("watch", {}).get("words"),
+        "sheet": _sheet(story.record.get("headline", {}), _kept_step(story)),
         "figures": _figures(story, charts.scale_over([0.0, float(max(1, last))])),
         "keys": (("held out", charts.key(HELD_OUT)), ("training", charts.key(TRAINING))),
         "samples": _told(story.samples),
@@ -169,18 +179,20 @@ def _facts(story: RunStory, last: int) -> list[str]:
 
 
 def _kept(story: RunStory, last: int) -> str:
-    record = story.record
-    best = record.get("best_step")
-    if story.config["checkpoint"]["export"] == "best" and best is not None:
-        kept = f"model/ holds step {best}, the lowest held-out loss."
-    else:
-        kept = f"model/ holds step {last}, the last one."
-    stopped = record.get("stopped")
-    return kept if stopped is None else f"{kept} The run ended early: {stopped}."
+    kept = story.record.get("kept", {"step": last, "why": "last"})
+    holds = f"model/ holds step {kept['step']}, {REASONS[kept['why']]}."
+    stopped = story.record.get("stopped")
+    return holds if stopped is None else f"{holds} The run ended early: {stopped}."
 
 
-def _sheet(headline: Mapping[str, Mapping[str, Figures | None]], best: int | None) -> Sheet:
-    kept = "kept" if best is None else f"kept (step {best})"
+def _kept_step(story: RunStory) -> int | None:
+    """The step that was kept for what was measured there; None where it is merely the last."""
+    kept = story.record.get("kept", {"why": "last"})
+    return None if kept["why"] == "last" else kept["step"]
+
+
+def _sheet(headline: Mapping[str, Mapping[str, Figures | None]], step: int | None) -> Sheet:
+    kept = "kept" if step is None else f"kept (step {step})"
     lines = tuple(
         Line(
             name,
@@ -268,8 +280,9 @@ def _points(name: str, story: RunStory, split: str) -> list[tuple[float, Estimat
 def _intervals(name: str, story: RunStory) -> dict[int, tuple[float, float]]:
     places = story.record.get("headline", {}).get(name, {})
     steps = {"start": 0, "last": max(line["step"] for line in story.metrics)}
-    if story.record.get("best_step") is not None and story.config["checkpoint"]["export"] == "best":
-        steps["best"] = story.record["best_step"]
+    kept = _kept_step(story)
+    if kept is not None:
+        steps["best"] = kept
     return {
         step: (ci[0], ci[1])
         for place, step in steps.items()

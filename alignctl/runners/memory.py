@@ -30,7 +30,7 @@ from alignctl.models.rehearsal import weight_bytes
 from alignctl.records import Layout
 from alignctl.runners.preparation import resolve_device, resolve_dtype
 from alignctl.runners.training_data import TrainingData
-from alignctl.runners.workload import work_of
+from alignctl.runners.workload import kept_for_the_watch_alone, work_of
 from alignctl.train.run_directory import RunDirectory
 
 T = TypeVar("T")
@@ -162,6 +162,8 @@ def _changes(asked: Asked) -> Iterator[Asked]:
         yield _in_bfloat16(asked)
     if isinstance(asked.config.adapter, NoAdapter):
         yield _with_adapter(asked)
+    if kept_for_the_watch_alone(asked.config, asked.data):
+        yield _unwatched(asked)
     yield from _shorter(asked)
 
 
@@ -188,6 +190,18 @@ def _smaller(asked: Asked) -> Asked:
 def _recomputing(asked: Asked) -> Asked:
     words = (*asked.words, "hardware.activation_checkpointing=true")
     return replace(asked, checkpointing=True, words=words)
+
+
+def _unwatched(asked: Asked) -> Asked:
+    """Without the KL of watched answers, for which the reference would stay in memory."""
+    watch = asked.config.watch.model_copy(update={"samples": 0})
+    words = ["watch.samples=0"]
+    # A rule that reads its own answers has none then.
+    if watch.indicator == "sampled":
+        watch = watch.model_copy(update={"indicator": "displacement"})
+        words.append("watch.indicator=displacement")
+    config = asked.config.model_copy(update={"watch": watch})
+    return replace(asked, config=config, words=(*asked.words, *words))
 
 
 def _in_bfloat16(asked: Asked) -> Asked:

@@ -23,11 +23,11 @@ from alignctl.report.model_card import Identity, Rows, Training, training_card
 from alignctl.report.model_use import Kind
 from alignctl.runners.job import Job
 from alignctl.runners.lineage import hub_base, is_hub_id
-from alignctl.train.progress import Progress
+from alignctl.train.progress import Kept, Progress
 
 
-def card_of_run(job: Job, progress: Progress, headline: Headline, kept_step: int) -> str:
-    """The card of the weights of `kept_step`."""
+def card_of_run(job: Job, progress: Progress, headline: Headline, kept: Kept) -> str:
+    """The card of the kept weights."""
     config, data, record = job.config, job.data, job.directory.record
     troubles = record.get("troubles", ())
     identity = Identity(
@@ -47,8 +47,8 @@ def card_of_run(job: Job, progress: Progress, headline: Headline, kept_step: int
         datasets=hub_datasets(config.dataset),
     )
     training = Training(
-        kept_step=kept_step,
-        best_step=progress.best_step,
+        kept_step=kept.step,
+        why=kept.why,
         last_step=progress.step,
         stopped=progress.stopped,
         headline=headline,

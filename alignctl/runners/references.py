@@ -107,7 +107,11 @@ def _refuse_vocabulary(other: Start, start: StartingPolicy) -> None:
 
 
 def frozen(found: Found, start: StartingPolicy) -> LiveReference:
-    """The reference as it will stay while the policy moves: a copy where both are one set of weights."""
+    """The reference as it will stay while the policy moves: a copy where both are one set of weights.
+
+    In memory for the whole run, in bfloat16 at half of the policy's size: to read SmolLM2-135M again took
+    3.1 s on one core, 1.2 of them to prove that its files are the same, and 16 answers take 3.1 s to score.
+    """
     if found.live.adapter_off:
         return found.live
     policy = found.live.policy

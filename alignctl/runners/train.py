@@ -24,20 +24,24 @@ from alignctl.report.model_card import CARD
 from alignctl.report.output import OutputFormat, print_result
 from alignctl.report.run_page import read_story, run_page
 from alignctl.report.terminal import Panel, open_panel
+from alignctl.report.watch_words import watch_words
 from alignctl.runners.job import Job, prepare_job, resume
 from alignctl.runners.lineage import TRAINED_ON
 from alignctl.runners.model_cards import card_of_run
+from alignctl.runners.part_times import PartTimes
 from alignctl.runners.tasks.task import StepPlan
 from alignctl.runners.training_data import TrainingData, list_bad_rows, prepare_data
+from alignctl.runners.watching import look
 from alignctl.runners.workload import longest_row
 from alignctl.train.checkpoint import load_step, save_checkpoint
 from alignctl.train.durable import encode, write_bytes
 from alignctl.train.optimiser import restore_model, state_tensors
-from alignctl.train.progress import Progress, headline
+from alignctl.train.progress import Kept, Progress, headline
 from alignctl.train.run_directory import RunDirectory, open_run
 from alignctl.train.schedule import derived_seed, learning_rate_at, total_steps
 from alignctl.train.signals import StopFlag, leave_if_stopped, stop_signals
 from alignctl.train.step import StepOut
+from alignctl.train.watch.anchor import ANCHOR
 
 NON_FINITE_LIMIT = 3
 
@@ -53,13 +57,17 @@ def run(config: TrainConfig, *, argv: Sequence[str], overrides: Sequence[str], o
             job, loaded = prepare_job(config, data, directory, steps, panel, stop)
             progress = resume(job, loaded) if loaded else _begin(job)
             progress = _train(job, progress, stop)
-            figures = headline(progress, export_best=config.checkpoint.export == "best")
-            exported = _export(job, progress, figures)
+            kept = progress.kept(
+                export_best=config.checkpoint.export == "best", alarm_decides=config.watch.decides
+            )
+            figures = headline(progress, kept)
+            _export(job, progress, figures, kept)
         seconds = round(time.monotonic() - job.started, 1)
         status = "done" if progress.stopped is None else "stopped"
         directory.update(
             headline=figures,
             best_step=progress.best_step,
+            kept={"step": kept.step, "why": kept.why},
             train_seconds=seconds,
             stopped=progress.stopped,
         )
@@ -68,13 +76,14 @@ def run(config: TrainConfig, *, argv: Sequence[str], overrides: Sequence[str], o
         record = directory.record
     outcome = Outcome(
         model_dir=f"{out}/model",
-        exported_step=exported,
-        best_step=progress.best_step,
+        exported_step=kept.step,
+        why=kept.why,
         last_step=progress.step,
         seconds=seconds,
         chat=bool(data.tokenizer.chat_template),
         answers=config.algo.name != "reward",
         stopped=progress.stopped,
+        watch=None if config.watch.action == "off" else watch_words(progress.verdict, config),
     )
     print_result(
         output,
@@ -84,10 +93,11 @@ def run(config: TrainConfig, *, argv: Sequence[str], overrides: Sequence[str], o
             "status": status,
             "out": out,
             "model": outcome.model_dir,
-            "step": exported,
+            "step": kept.step,
             "best_step": progress.best_step,
             "steps": progress.step,
             "stopped": progress.stopped,
+            "watch": record.get("watch"),
             "headline": figures,
             "seconds": seconds,
             "warnings": record["warnings"],
@@ -131,7 +141,8 @@ def _train(job: Job, progress: Progress, stop: StopFlag) -> Progress:
         last = step == job.steps or progress.stopped is not None
         if step % every == 0 or last:
             progress = _evaluate(job, progress)
-        if step % checkpoint.every == 0 or last or progress.best_step == step or stop.received:
+            last = last or progress.stopped is not None
+        if step % checkpoint.every == 0 or last or step in progress.protected or stop.received:
             _save(job, progress)
         leave_if_stopped(stop, f"saved at step {step}")
         if progress.stopped is not None:
@@ -145,7 +156,8 @@ def _step_within_memory(job: Job, step: int, progress: Progress) -> tuple[Job, S
     lr = learning_rate_at(step, peak=peak, steps=job.steps, settings=settings)
     while True:
         try:
-            return job, job.task.step(StepPlan(step, lr, job.plan.micro_tokens, progress.carried))
+            plan = StepPlan(step, lr, job.plan.micro_tokens, progress.carried, progress.anchor)
+            out = job.task.step(plan)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -154,6 +166,9 @@ def _step_within_memory(job: Job, step: int, progress: Progress) -> tuple[Job, S
             smaller = job.plan.micro_tokens
             job.directory.update(decided={**job.directory.record["decided"], "micro_tokens": smaller})
             job.trouble(f"out of memory at step {step}: going on with hardware.micro_tokens={smaller}")
+        else:
+            adapts = job.config.watch.action == "adapt"
+            return job, replace(out, metrics={**out.metrics, ANCHOR: progress.anchor}) if adapts else out
 
 
 def _record_step(job: Job, step: int, out: StepOut, seconds: float) -> None:
@@ -172,6 +187,7 @@ def _record_step(job: Job, step: int, out: StepOut, seconds: float) -> None:
     job.directory.timing.append(
         {
             "step": step,
+            "split": "train",
             "seconds": round(seconds, 4),
             f"{unit}_per_second": round(per_second, 3),
             "tokens_per_second": round(out.tokens / seconds, 1),
@@ -203,14 +219,16 @@ def _heed(job: Job, progress: Progress, out: StepOut) -> None:
 
 def _evaluate(job: Job, progress: Progress) -> Progress:
     """Held-out figures of the present weights, into metrics.jsonl and the books."""
-    found = job.task.evaluate(progress.step, job.panel.working)
+    times = PartTimes(job.panel.working)
+    found = job.task.evaluate(progress.step, times)
     if found is None:
         return progress
+    job.directory.timing.append({"step": progress.step, "split": "eval", **times.as_json()})
     if found.metrics:
         job.directory.metrics.append({"step": progress.step, "split": "eval", **found.metrics})
         job.panel.evaluated(progress.step, found.metrics)
     figures = {name: estimate.as_json() for name, estimate in found.estimates.items()}
-    return progress.evaluated(figures, found.metrics.get("loss"))
+    return look(job, progress, figures, found.metrics.get("loss"))
 
 
 def _save(job: Job, progress: Progress) -> None:
@@ -222,7 +240,7 @@ def _save(job: Job, progress: Progress) -> None:
         {"progress": progress.as_state(), "offsets": offsets, "fingerprints": dict(job.fingerprints)},
         request=request_hash(job.config),
         keep=job.config.checkpoint.keep,
-        protect=() if progress.best_step is None else (progress.best_step,),
+        protect=progress.protected,
     )
     job.directory.update(train_seconds=round(time.monotonic() - job.started, 1))
 
@@ -230,16 +248,12 @@ def _save(job: Job, progress: Progress) -> None:
 # --- after the last step -------------------------------------------------------------------------------
 
 
-def _export(job: Job, progress: Progress, figures: Headline) -> int:
-    """Write model/ from the kept checkpoint, its card last; returns its step."""
-    kept = progress.step
-    if job.config.checkpoint.export == "best" and progress.best_step is not None:
-        kept = progress.best_step
-    if kept != progress.step:
-        best = load_step(job.directory.checkpoints, kept, request=request_hash(job.config))
-        restore_model(job.task.trained, best.tensors("model"))
+def _export(job: Job, progress: Progress, figures: Headline, kept: Kept) -> None:
+    """Write model/ from the kept checkpoint, its card last."""
+    if kept.step != progress.step:
+        found = load_step(job.directory.checkpoints, kept.step, request=request_hash(job.config))
+        restore_model(job.task.trained, found.tensors("model"))
     model = job.directory.path / "model"
     job.task.export(model)
     # PEFT puts a form to be filled in where the card belongs.
     write_bytes(model / CARD, encode(card_of_run(job, progress, figures, kept)))
-    return kept

@@ -71,7 +71,9 @@ class TrainingData:
     """What an online algorithm answers while it trains; the prompts of `train`, in its order, unless
     dataset.prompts names others."""
     asked: Prompts
-    """Held-out prompts that the model answers at every evaluation, no prompt twice."""
+    """Held-out prompts whose answers are read and scored at every evaluation, no prompt twice."""
+    watched: Prompts
+    """Those that are answered for the watch; of the two, the shorter is the beginning of the longer."""
     lengths: np.ndarray
     """int32 [rows, 1 + K]: tokens of the prompt and of each given answer of `rows`."""
     stop: tuple[int, ...]
@@ -162,8 +164,8 @@ def prepare_data(config: TrainConfig, say: Callable[[str], None], report: Report
         train=pool.examples(chosen.train),
         held_out=pool.examples(chosen.held_out),
         unlabelled=_prompts(prompts.pool, prompts.train) if chosen.online else Prompts(),
-        # Answered at every evaluation, and few.
-        asked=Prompts(tuple(pool.rows(chosen.asked)), tuple(pool.prompt_ids(chosen.asked))),
+        asked=_few_prompts(pool, chosen.asked),
+        watched=_few_prompts(pool, chosen.watched),
         lengths=chosen.lengths,
         stop=stop_token_ids(tokenizer),
         gold=_gold(data, prompts),
@@ -194,6 +196,7 @@ class Chosen:
     held_out: np.ndarray
     """The same of those held out, no more than are evaluated on."""
     asked: np.ndarray
+    watched: np.ndarray
     online: bool
     """The model answers prompts while it trains."""
     prompts: Preferences
@@ -245,12 +248,14 @@ def _choose(config: TrainConfig, data: Preferences, workshop: Workshop) -> Chose
     wanted = config.eval.samples
     if isinstance(config.dataset, DemoDataset):
         wanted = max(wanted, config.dataset.gold_samples)
-    nothing = np.arange(0)
+    nothing, distinct = np.arange(0), held_out[first_places(facts.prompt[held_out])]
     return Chosen(
         kind=kind,
         train=nothing if kind == "prompts" else data.train,
         held_out=nothing if kind == "prompts" else held_out,
-        asked=held_out[first_places(facts.prompt[held_out])][:wanted],
+        asked=distinct[:wanted],
+        # A reward model answers nothing.
+        watched=nothing if isinstance(config.algo, RewardModelConfig) else distinct[: config.watch.samples],
         online=online,
         prompts=prompts,
         own_prompts=own_prompts,
@@ -260,6 +265,11 @@ def _choose(config: TrainConfig, data: Preferences, workshop: Workshop) -> Chose
 
 def _prompts(pool: Pool, places: np.ndarray) -> Prompts:
     return Prompts(pool.rows(places), pool.prompt_ids(places), pool.bare_examples(places))
+
+
+def _few_prompts(pool: Pool, places: np.ndarray) -> Prompts:
+    """Held in memory, as they are answered at every evaluation."""
+    return Prompts(tuple(pool.rows(places)), tuple(pool.prompt_ids(places)))
 
 
 def _gold(data: Preferences, prompts: Preferences) -> Gold | None:

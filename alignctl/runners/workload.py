@@ -15,12 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignctl.config import HypoConfig, LoraAdapter, ModelReward, PpoConfig, RewardModelConfig, TrainConfig
+from alignctl.config import (
+    AlgoConfig,
+    HypoConfig,
+    LoraAdapter,
+    ModelReward,
+    PpoConfig,
+    RewardModelConfig,
+    TrainConfig,
+    reference_of,
+)
 from alignctl.models.head import token_logps
 from alignctl.models.head_kl import token_logps_and_kl
 from alignctl.models.memory import MicroBatch, Work
 from alignctl.models.packing import branch_ends, micro_batches, pack, positions
 from alignctl.models.policy import Policy, branch_logps, branch_scores, completion_hidden, head_parameters
+from alignctl.models.precision import settled_bytes
 from alignctl.models.rehearsal import Pass, weight_bytes
 from alignctl.records import Example, Layout
 from alignctl.runners.preparation import scoring_tokens
@@ -41,7 +51,8 @@ def work_of(config: TrainConfig, data: TrainingData, policy: Policy, max_length:
     """Rows, passes and models beside; with `max_length`, as if rows were cut to it."""
     steps = _Steps(config, data, policy.layout, max_length)
     algo = config.algo
-    answers, length = len(data.asked.rows), config.eval.max_new_tokens
+    # Of prompts that are both read and watched each is answered twice.
+    answers, length = len(data.asked.rows) + watched_answers(config, data), config.eval.max_new_tokens
     if isinstance(algo, HypoConfig | PpoConfig):
         prompts = algo.prompts_per_step if isinstance(algo, HypoConfig) else config.train.batch_size
         answers, length = max(answers, algo.samples * prompts), max(length, algo.max_new_tokens)
@@ -54,8 +65,19 @@ def work_of(config: TrainConfig, data: TrainingData, policy: Policy, max_length:
         step_tokens=int(steps.costs.sum(axis=1).max()),
         sampled=(answers, int(data.lengths[:, 0].max()) + length),
         head_trained=not isinstance(algo, RewardModelConfig),
-        beside_bytes=int(_models_beside(config) * weight_bytes(policy.model)),
+        beside_bytes=_beside_bytes(config, data, policy),
     )
+
+
+def watched_answers(config: TrainConfig, data: TrainingData) -> int:
+    """How many are sampled for the watch at every evaluation."""
+    return min(config.watch.samples, len(data.watched.rows))
+
+
+def kept_for_the_watch_alone(config: TrainConfig, data: TrainingData) -> bool:
+    """Whether the reference stays in memory only to score watched answers."""
+    watched = watched_answers(config, data) > 0 and not _trains_on_answers(config.algo)
+    return watched and not _shares_its_weights(config, data)
 
 
 def longest_row(config: TrainConfig, data: TrainingData, layout: Layout) -> int:
@@ -205,11 +227,25 @@ def _hypo_pass(algo: HypoConfig, policy: Policy, rows: Sequence[Example]) -> Ten
     return given.sum() + logps.sum() + kl.sum()
 
 
-def _models_beside(config: TrainConfig) -> float:
-    """How many times the policy's weights other models take while it trains, about."""
+def _beside_bytes(config: TrainConfig, data: TrainingData, policy: Policy) -> int:
+    """Weights of the other models that lie beside the policy while it trains."""
     algo = config.algo
-    if not isinstance(algo, HypoConfig | PpoConfig):
-        return 0
-    own_copy = algo.reference.kind != "adapter_off" and not isinstance(config.adapter, LoraAdapter)
-    critic = 4 if isinstance(algo, PpoConfig) and algo.critic == "separate" else 0
-    return own_copy + critic + isinstance(config.reward, ModelReward)
+    own = weight_bytes(policy.model)
+    critic = 4 * own if isinstance(algo, PpoConfig) and algo.critic == "separate" else 0
+    reward = own if isinstance(algo, PpoConfig) and isinstance(config.reward, ModelReward) else 0
+    stays = _trains_on_answers(algo) or watched_answers(config, data) > 0
+    kept = stays and not _shares_its_weights(config, data)
+    return critic + reward + (settled_bytes(policy.model, policy.compute_dtype) if kept else 0)
+
+
+def _trains_on_answers(algo: AlgoConfig) -> bool:
+    return isinstance(algo, PpoConfig) or (isinstance(algo, HypoConfig) and algo.lambda_ > 0)
+
+
+def _shares_its_weights(config: TrainConfig, data: TrainingData) -> bool:
+    """The reference, if any, is the policy with its adapter switched off."""
+    reference = reference_of(config.algo)
+    if reference is None or reference.kind == "adapter_off":
+        return True
+    fresh = isinstance(config.adapter, LoraAdapter) and data.source.adapter is None
+    return fresh and reference.kind == "frozen" and reference.path is None

@@ -29,9 +29,9 @@ from alignctl.models.policy import Policy, completion_hidden, head_parameters
 from alignctl.records import Example, Experience, Sampled
 from alignctl.train.experience import answers_of, collect, table
 from alignctl.train.optimiser import trained_parameters
-from alignctl.train.ppo_watch import at_start, watch
 from alignctl.train.schedule import derived_seed
 from alignctl.train.step import StepOut, optimiser_step
+from alignctl.train.watch.rollouts import at_start, watch
 
 ADAM_EPS = 1e-5
 """Larger than AdamW's own, as in the runs of arXiv 2403.17031: small second moments move little."""

@@ -99,9 +99,13 @@ class Dot:
     y: float
     error: tuple[float, float] | None = None
     label: str = ""
+    line: str = ""
+    """Dots of one line are joined in their order."""
 
 
 WIDTH, HEIGHT, MARGIN = 640, 400, 72
+TICKS = 6
+"""About as many as an axis has."""
 
 
 def scatter(title: str, across: str, up: str, names: Sequence[str], dots: Sequence[Dot]) -> str:
@@ -110,7 +114,7 @@ def scatter(title: str, across: str, up: str, names: Sequence[str], dots: Sequen
     low_y, high_y = _range([value for dot in dots for value in (dot.y, *(dot.error or ()))])
 
     def x(value: float) -> float:
-        return MARGIN + (value - low_x) / (high_x - low_x) * (WIDTH - 2 * MARGIN)
+        return MARGIN + (value - low_x) / (high_x - low_x) * (WIDTH - 1.5 * MARGIN)
 
     def y(value: float) -> float:
         return HEIGHT - MARGIN - (value - low_y) / (high_y - low_y) * (HEIGHT - 2 * MARGIN)
@@ -118,32 +122,36 @@ def scatter(title: str, across: str, up: str, names: Sequence[str], dots: Sequen
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         f'font-size="13"><rect width="100%" height="100%" fill="#fff"/><title>{escape(title)}</title>',
-        f'<text x="{WIDTH / 2}" y="20" text-anchor="middle" font-size="15">{escape(title)}</text>',
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">{escape(across)}</text>',
-        f'<text x="14" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 14 {HEIGHT / 2})">'
+        f'<text x="{WIDTH / 2}" y="24" text-anchor="middle" font-size="15">{escape(title)}</text>',
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(across)}</text>',
+        f'<text x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})">'
         f"{escape(up)}</text>",
-        f'<path d="M{MARGIN} {MARGIN}V{HEIGHT - MARGIN}H{WIDTH - MARGIN}" fill="none" stroke="#555"/>',
+        f'<path d="M{MARGIN} {MARGIN}V{HEIGHT - MARGIN}H{WIDTH - MARGIN / 2}" fill="none" stroke="#555"/>',
     ]
-    for part in range(5):
-        value_x, value_y = (low + part / 4 * (high - low) for low, high in ((low_x, high_x), (low_y, high_y)))
-        parts.append(
-            f'<text x="{x(value_x):.1f}" y="{HEIGHT - MARGIN + 18}" text-anchor="middle">{value_x:.2g}</text>'
-            f'<text x="{MARGIN - 6}" y="{y(value_y) + 4:.1f}" text-anchor="end">{value_y:.2g}</text>'
-        )
+    for value in _ticks(low_x, high_x):
+        place = HEIGHT - MARGIN + 18
+        parts.append(f'<text x="{x(value):.1f}" y="{place}" text-anchor="middle">{value:g}</text>')
+    for value in _ticks(low_y, high_y):
+        parts.append(f'<text x="{MARGIN - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for line in dict.fromkeys(dot.line for dot in dots if dot.line):
+        joined = [dot for dot in dots if dot.line == line]
+        points = " ".join(f"{x(dot.x):.1f},{y(dot.y):.1f}" for dot in joined)
+        colour = COLOURS[joined[0].arm]
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-opacity="0.4"/>')
     for dot in dots:
         colour = COLOURS[dot.arm]
         if dot.error is not None:
             low, high = dot.error
             parts.append(f'<path d="M{x(dot.x):.1f} {y(low):.1f}V{y(high):.1f}" stroke="{colour}"/>')
         parts.append(
-            f'<circle cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="5" fill="{colour}">'
+            f'<circle cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="{3 if dot.line else 5}" fill="{colour}">'
             f"<title>{escape(dot.label)}</title></circle>"
         )
     for arm, name in enumerate(names):
-        place = MARGIN + 18 * arm + 6
+        place = MARGIN + 110 * arm
         parts.append(
-            f'<circle cx="{WIDTH - 150}" cy="{place}" r="5" fill="{COLOURS[arm]}"/>'
-            f'<text x="{WIDTH - 138}" y="{place + 4}">{escape(name)}</text>'
+            f'<circle cx="{place}" cy="48" r="5" fill="{COLOURS[arm]}"/>'
+            f'<text x="{place + 12}" y="52">{escape(name)}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -152,3 +160,12 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 0.5
     return low - room, high + room
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(number * step, 10) for number in range(first, last + 1)]

@@ -105,7 +105,7 @@ def offered(line: str) -> list[str]:
         ("train --cfg ", ["job"]),
         ("train --format j", ["json"]),
         ("train --format=q", ["--format=quiet"]),
-        ("train recipe=", ["recipe=salsa-2seeds"]),
+        ("train recipe=", ["recipe=overoptimise-demo", "recipe=salsa-2seeds"]),
         ("train recipe=salsa-2seeds sft", ["sft-0.", "sft-1."]),
         ("train recipe=salsa-2seeds ppo.algo.kl", ["ppo.algo.kl_target="]),
         ("train recipe=salsa-2seeds sft-0.algo.beta", []),

@@ -17,6 +17,7 @@ from alignctl.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 QUICK = [
+    "watch.action=off",
     *("model=tiny", "dataset.pairs=16", "dataset.eval_pairs=6", "dataset.gold_samples=2"),
     *("eval.samples=2", "eval.max_new_tokens=4", "train.steps=2", "train.batch_size=4"),
 ]

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from alignctl.algos import PairLoss, pair_loss
 from alignctl.config import DpoConfig, IpoConfig, Reference
-from alignctl.evaluate.held_out import Evaluation, evaluate_answers, evaluate_pairs, joined
+from alignctl.evaluate.held_out import (
+    Evaluation,
+    evaluate_answers,
+    evaluate_given_answers,
+    evaluate_pairs,
+    joined,
+)
 from alignctl.evaluate.statistics import Estimate, mean_interval, wilson
 from alignctl.records import Example, GoldScore, Message, Row, Scores
 
@@ -171,6 +177,50 @@ def test_without_entropy_and_mass_there_are_no_such_metrics() -> None:
     assert not {"entropy/top10", "mass/top10"} & found.metrics.keys()
 
 
+def test_errors_are_over_prompts() -> None:
+    """Three rows to each of 19 prompts: the spread of the prompts' sums, worked out in a loop."""
+    examples = [
+        replace(example, prompt=np.full(2, number % 19, dtype=np.int32), weight=1.0)
+        for number, example in enumerate(EXAMPLES)
+    ]
+
+    def expected(values: list[float], tokens: list[float]) -> float:
+        ratio = math.fsum(values) / math.fsum(tokens)
+        rests = [0.0] * 19
+        for number, (value, token) in enumerate(zip(values, tokens, strict=True)):
+            rests[number % 19] += value - ratio * token
+        return math.sqrt(math.fsum(rest * rest for rest in rests) * 19 / 18) / math.fsum(tokens)
+
+    found = evaluate_pairs(examples, POLICY, REFERENCE, DPO)
+    counts = POLICY.counts[:, 0].tolist()
+    assert POLICY.top_entropy is not None
+    assert POLICY.top_mass is not None
+    entropy, mass = POLICY.top_entropy[:, 0].tolist(), POLICY.top_mass[:, 0].tolist()
+    assert found.metrics["entropy/top10_se"] == pytest.approx(expected(entropy, counts), rel=1e-9)
+    assert found.metrics["mass/top10_se"] == pytest.approx(expected(mass, counts), rel=1e-9)
+    alone = evaluate_pairs(examples, POLICY, REFERENCE, DPO).metrics["loss_se"]
+    apart = [replace(row, prompt=np.full(2, number, dtype=np.int32)) for number, row in enumerate(examples)]
+    separate = evaluate_pairs(apart, POLICY, REFERENCE, DPO)
+    interval = separate.estimates["loss"].ci
+    assert interval is not None
+    # Where no prompt comes twice: the error behind Student's t interval, 2.0032 at 56 degrees of freedom.
+    assert separate.metrics["loss_se"] == pytest.approx((interval[1] - interval[0]) / 2 / 2.0032, rel=1e-4)
+    assert alone != separate.metrics["loss_se"]
+
+
+def test_the_error_of_a_given_answer_s_loss_is_that_of_a_ratio() -> None:
+    rows = [
+        Example(str(number), np.full(1, number, dtype=np.int32), (np.ones(length, dtype=np.int32),))
+        for number, length in enumerate((2, 4, 3))
+    ]
+    scores = Scores(torch.tensor([[-2.0], [-8.0], [-2.0]]), torch.tensor([[2], [4], [3]]))
+    found = evaluate_given_answers(rows, scores).metrics
+    # 12 nats over 9 tokens; rests 2 - 8/3, 8 - 16/3, 2 - 4.
+    rests = [2 - 8 / 3, 8 - 16 / 3, -2.0]
+    assert found["loss"] == pytest.approx(4 / 3)
+    assert found["loss_se"] == pytest.approx(math.sqrt(sum(rest**2 for rest in rests) * 3 / 2) / 9)
+
+
 # --- answers -------------------------------------------------------------------------------------------
 
 
@@ -188,14 +238,14 @@ def gold(row: Row, answer: str) -> GoldScore:
     return GOLD[f"{row.id} {answer}"]
 
 
-def test_gold_scores_are_averaged_part_by_part_with_the_length() -> None:
+def test_gold_scores_are_averaged_part_by_part() -> None:
     answers = [key.split()[1] for key in GOLD]
-    found = evaluate_answers(ASKED, answers, [3, 4, 5, 0, 8], gold)
+    found = evaluate_answers(ASKED, answers, gold)
     assert found.metrics == {
         "gold/mean": pytest.approx(2.75 / 5),
+        "gold/mean_se": pytest.approx(0.2),  # deviation sqrt(0.2) of five
         "gold/form": pytest.approx(3 / 5),
         "gold/content": pytest.approx(2.5 / 5),
-        "response_length": 4.0,
     }
     totals = [score.total for score in GOLD.values()]
     assert found.estimates["gold/mean"] == mean_interval(totals, bounds=(0.0, 1.0))
@@ -205,12 +255,12 @@ def test_gold_scores_are_averaged_part_by_part_with_the_length() -> None:
 
 def test_answers_that_do_not_match_their_prompts_in_number_are_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
-        evaluate_answers(ASKED, ["fine"] * 4, [1] * 4, lambda row, answer: GOLD["0 fine"])
+        evaluate_answers(ASKED, ["fine"] * 4, lambda row, answer: GOLD["0 fine"])
 
 
 def test_joining_keeps_everything_of_every_part() -> None:
     pairs = evaluate_pairs(EXAMPLES, POLICY, REFERENCE, DPO)
-    answers = evaluate_answers(ASKED, [key.split()[1] for key in GOLD], [1] * 5, gold)
+    answers = evaluate_answers(ASKED, [key.split()[1] for key in GOLD], gold)
     both = joined([pairs, answers])
     assert both.metrics == pairs.metrics | answers.metrics
     assert both.estimates == pairs.estimates | answers.estimates

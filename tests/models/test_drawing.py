@@ -121,3 +121,15 @@ def test_numbers_of_different_answers_are_uniform_and_unrelated():
 
 def test_longer_answers_begin_with_the_same_numbers():
     assert (uniforms(3, 5, 7, 100)[:10] == uniforms(3, 5, 7, 10)).all()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_each_row_may_have_a_temperature_of_its_own(top_p):
+    logits, uniform = random_logits(90, 700, 2.0), numbers(90)
+    temperatures = torch.tensor([0.0, 0.7, 1.0]).repeat(30)
+    drawn = draw(logits, uniform, temperature=temperatures, top_p=top_p)
+    for temperature in (0.0, 0.7, 1.0):
+        rows = torch.isclose(temperatures, torch.tensor(temperature))
+        alone = draw(logits[rows], uniform[rows], temperature=temperature, top_p=top_p)
+        assert torch.equal(drawn[rows], alone)
+    assert len({tuple(drawn[place::3].tolist()) for place in range(3)}) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,11 @@ from scipy import stats
 
 from alignctl.models import attention, generation, kv_cache
 from alignctl.models.drawing import uniforms
+from alignctl.models.drawn_scores import DrawnScores
 from alignctl.models.generation import sample
 from alignctl.models.load import load_tokenizer, load_weights, locate_path
 from alignctl.models.policy import Policy, autocast, plain_attention, set_attention
+from alignctl.models.scoring import score
 
 CPU = torch.device("cpu")
 LENGTHS = [(7, 1), (1, 1), (23, 1), (12, 1), (3, 1), (12, 1)]
@@ -161,6 +165,51 @@ def test_a_sample_does_not_depend_on_its_neighbours(tiny, make_rows):
     assert [one[index] for index in (0, 2, 5)] == [other[index] for index in (0, 2, 5)]
     assert one[1] != other[1]
     assert answers(policy, [first[0].prompt], temperature=1.0) == [one[0]]
+
+
+def test_prompts_asked_at_two_temperatures_are_answered_as_by_themselves(tiny, make_rows):
+    """The same prompt at the same numbers twice, once at each: what else is asked changes neither."""
+    policy, prompts = policy_for(tiny(), dtype=torch.float64), prompts_of(make_rows)
+    stop = tuple(range(7, 13))
+    cool, warm = (answers(policy, prompts, temperature=t, stop=stop) for t in (0.5, 1.0))
+    assert cool != warm
+    both = answers(
+        policy,
+        [*prompts, *prompts[:3]],
+        temperature=[0.5] * len(prompts) + [1.0] * 3,
+        sample_ids=[*range(len(prompts)), 0, 1, 2],
+        stop=stop,
+    )
+    assert both == [*cool, *warm[:3]]
+
+
+@pytest.mark.parametrize("stretch", [1, 5])
+def test_scores_taken_while_drawing_are_those_of_the_finished_answers(monkeypatch, tiny, make_rows, stretch):
+    """What is drawn behind an end, where ends are looked for rarely, does not count."""
+    monkeypatch.setattr(generation, "STRETCH", (stretch, stretch))
+    policy, rows = policy_for(tiny(), dtype=torch.float64), make_rows(LENGTHS)
+    scored = [True, False, True, True, False, True]
+    scores = DrawnScores(scored, 12)
+    found = answers(
+        policy,
+        [row.prompt for row in rows],
+        temperature=[1.0, 0.5] * 3,
+        stop=tuple(range(7, 13)),
+        scores=scores,
+    )
+    said = [np.array(answer, dtype=np.int32) for answer in found]
+    assert len({len(answer) for answer in said}) > 2
+    examples = [replace(row, branches=(one,)) for row, one, on in zip(rows, said, scored, strict=True) if on]
+    expected = score(policy, examples, token_budget=100, with_top=True)
+    taken = scores.of(said)
+    assert torch.equal(taken.counts, expected.counts)
+    pairs = [
+        (taken.sums, expected.sums),
+        (taken.top_entropy, expected.top_entropy),
+        (taken.top_mass, expected.top_mass),
+    ]
+    for one, other in pairs:
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
 
 WAYS = {

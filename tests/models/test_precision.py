@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from alignctl.models.gate import choose_layout
 from alignctl.models.packing import pack
 from alignctl.models.policy import Policy, branch_logps, causal_lm
-from alignctl.models.precision import settle_precision
+from alignctl.models.precision import settle_precision, settled_bytes
 from alignctl.records import Example
 
 ROW = Example(
@@ -75,3 +75,14 @@ def test_weights_that_are_trained_stay_in_float32() -> None:
     model = causal_lm(adapted(tied=False)).requires_grad_(True)
     settle_precision(model, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bytes_of_a_settled_copy_are_known_before_it_is_made(tied: bool, dtype: torch.dtype) -> None:
+    model = adapted(tied=tied)
+    model.requires_grad_(False)
+    known = settled_bytes(model.merge_and_unload(), dtype)
+    settled = model.merge_and_unload()
+    settle_precision(settled, dtype)
+    assert known == sum(p.numel() * p.element_size() for p in settled.parameters())

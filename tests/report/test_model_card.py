@@ -31,7 +31,7 @@ ROWS = Rows(unit="pairs", train=64, held_out=12, dropped=3, datasets=("owner/pre
 FIGURE = {"value": 0.25, "ci": [0.125, 0.5], "n": 12}
 TRAINING = Training(
     kept_step=50,
-    best_step=50,
+    why="loss",
     last_step=80,
     stopped=None,
     headline={"loss": {"start": {"value": 0.75, "ci": None, "n": 12}, "best": FIGURE, "last": None}},  # type: ignore[dict-item]
@@ -78,7 +78,7 @@ def test_the_card_says_what_was_made_from_what_and_how() -> None:
     card = training_card(IDENTITY, train_config("algo=ipo", "algo.tau=0.25"), ROWS, TRAINING)
     for words in (
         "trained with `ipo` on 64 pairs of `pairs.jsonl`",
-        "step 50 of 80, which had the lowest held-out loss",
+        "step 50 of 80, the lowest held-out loss",
         "| loss | 0.7500 | 0.2500 [0.1250, 0.5000] | - | 12 |",
         "64 pairs to train on, 12 held out, 3 dropped",
         "reference: the model it started from",
@@ -104,7 +104,7 @@ def test_no_place_on_the_machine_and_no_secret_is_in_the_card() -> None:
     ("changes", "words"),
     [
         ({"headline": {}}, "Nothing was held out, so nothing was measured."),
-        ({"kept_step": 80}, "step 80 of 80, the last one"),
+        ({"kept_step": 80, "why": "last"}, "step 80 of 80, the last step"),
         ({"stopped": "loss is *not* finite"}, r"ended early: loss is \*not\* finite."),
     ],
 )

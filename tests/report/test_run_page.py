@@ -23,6 +23,7 @@ def story(**changes: object) -> RunStory:
         "argv": ["alignctl", "train", "algo=dpo"],
         "headline": {"loss": loss, "gold/mean": gold},
         "best_step": 5,
+        "kept": {"step": 5, "why": "loss"},
         "stopped": None,
         "train_seconds": 75.0,
         "warnings": ["answers got shorter"],
@@ -61,7 +62,24 @@ def test_the_sentence_claims_a_change_only_where_intervals_are_apart(gold: objec
 
 def test_a_run_without_held_out_rows_says_so():
     assert sentence(story(headline={})) == "Nothing was measured on held-out data."
-    assert "model/ holds step 10, the last one." in run_page(story(headline={}, best_step=None))
+    assert "model/ holds step 10, the last step." in run_page(
+        story(headline={}, kept={"step": 10, "why": "last"})
+    )
+
+
+def test_the_page_says_what_the_watch_found():
+    words = {
+        "verdict": f"Over-optimised since step 8: {HOSTILE}.",
+        "meaning": "It learns by heart.",
+        "keep": "Keep step 5.",
+        "ways": ["train.steps=5", "train.lr=1e-06"],
+    }
+    page = run_page(story(watch={"action": "warn", "words": words}, kept={"step": 5, "why": "alarm"}))
+    assert "model/ holds step 5, the last before it was over-optimised." in page
+    assert "Over-optimised since step 8" in page
+    assert "<code>train.steps=5</code>, <code>train.lr=1e-06</code>" in page
+    assert HOSTILE not in page
+    assert "Over-optimisation" not in run_page(story())
 
 
 def test_the_page_tells_the_run():

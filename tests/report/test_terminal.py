@@ -498,7 +498,7 @@ HEADLINE = {
         "last": a_figure(-1.5, (-1.6, -1.4)),
     },
 }
-OUTCOME = Outcome("runs/dpo-demo/model", 50, 50, 80, 192.3, chat=True)
+OUTCOME = Outcome("runs/dpo-demo/model", 50, "loss", 80, 192.3, chat=True)
 
 
 def test_the_closing_lines_on_a_pipe() -> None:
@@ -510,7 +510,7 @@ def test_the_closing_lines_on_a_pipe() -> None:
         "likelihood/chosen  -1.200 [-1.300, -1.100]  -1.300 [-1.400, -1.200]  -1.500 [-1.600, -1.400]  48\n"
         "[lo, hi]: 95 % interval\n"
         "\n"
-        "model  runs/dpo-demo/model  (step 50, lowest held-out loss)\n"
+        "model  runs/dpo-demo/model  (step 50, the lowest held-out loss)\n"
         "time   3:12 for 80 steps\n"
         "\n"
         "ask it something\n"
@@ -539,7 +539,7 @@ def test_the_closing_table_fits_its_width(width: int, intervals: bool) -> None:
 
 def test_the_closing_lines_without_held_out_pairs_or_template() -> None:
     headline = {"loss": {"start": a_figure(0.7), "best": None, "last": a_figure(0.5)}}
-    outcome = Outcome("runs/a 'b'/model", 80, None, 80, 5.0, chat=False)
+    outcome = Outcome("runs/a 'b'/model", 80, "last", 80, 5.0, chat=False)
     lines = closing_text(headline, outcome, 80).plain.splitlines()
     assert lines[1].split() == ["loss", "0.7000", "-", "0.5000", "48"]
     assert "model  runs/a 'b'/model  (step 80, the last step)" in lines
@@ -551,7 +551,8 @@ def test_the_closing_lines_without_held_out_pairs_or_template() -> None:
 def test_the_closing_lines_on_an_ascii_pipe_and_a_colour_terminal() -> None:
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, encoding="ascii", errors="strict", write_through=True)
-    print_closing(Console(file=stream), HEADLINE, Outcome("runs/smörgås/model", 50, 50, 80, 1.0, chat=True))
+    outcome = Outcome("runs/smörgås/model", 50, "loss", 80, 1.0, chat=True)
+    print_closing(Console(file=stream), HEADLINE, outcome)
     assert b"runs/sm?rg?s/model" in buffer.getvalue()
     stream_of_tty, console = tty(100)
     print_closing(console, HEADLINE, OUTCOME)

@@ -91,6 +91,17 @@ def test_what_is_named_fits_and_is_planned_with(data: str) -> None:
         assert said == pytest.approx(again.needed_bytes / 1e9, abs=0.06)
 
 
+def test_the_watch_is_named_where_it_alone_keeps_the_reference(data: str) -> None:
+    _, settings = refused(tight(data, share=0.98))
+    assert "watch.samples=0" in settings
+    _, settings = refused(tight(data, "watch.indicator=sampled", share=0.98))
+    assert "watch.samples=0 watch.indicator=displacement" in settings
+    hypo = ("algo=hypo", "algo.prompts_per_step=4", "algo.max_new_tokens=8")
+    for words in (("watch.samples=0",), ("adapter=lora",), hypo):
+        _, settings = refused(tight(data, *words, share=0.98))
+        assert not [one for one in settings if "watch." in one]
+
+
 def test_a_setting_that_would_not_suffice_is_not_named(data: str) -> None:
     """Of a row of 300 tokens nothing shorter helps where the weights, gradients and moments are too much."""
     asked = tight(data, share=0.91)
@@ -174,8 +185,8 @@ def run(*words: str) -> tuple[float, float]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = Path("mine/timing.jsonl").read_text().splitlines()
-    peak = max(json.loads(line)["memory_gb"] for line in lines)
+    lines = map(json.loads, Path("mine/timing.jsonl").read_text().splitlines())
+    peak = max(line["memory_gb"] for line in lines if line["split"] == "train")
     return json.loads(Path("mine/run.json").read_text())["memory_estimate_gb"], peak
 
 

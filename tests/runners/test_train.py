@@ -70,7 +70,7 @@ def test_a_run_leaves_everything_the_interface_promises(capsys: pytest.CaptureFi
     assert record["headline"]["accuracy_logp"]["start"]["n"] == 12
     assert [line["step"] for line in lines(run / "metrics.jsonl", "train")] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines(run / "metrics.jsonl", "eval")] == [0, 3, 6]
-    assert [line["step"] for line in lines(run / "timing.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines(run / "timing.jsonl", "train")] == [1, 2, 3, 4, 5, 6]
     assert len(lines(run / "samples.jsonl")) == 3 * 4
     assert "accuracy_logp" in capsys.readouterr().out
 

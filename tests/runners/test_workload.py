@@ -162,7 +162,8 @@ def test_models_beside_are_counted_where_they_stay(words):
         return work_of(config, data, policy).beside_bytes / weight_bytes(policy.model)
 
     hypo = ("algo=hypo", "algo.prompts_per_step=4")
-    assert beside("algo=dpo") == 0  # the reference's scores are kept, not the reference
+    assert beside("algo=dpo") == 1  # the watch asks the reference for the KL of fresh answers
+    assert beside("algo=dpo", "watch.samples=0") == 0  # its scores are kept
     assert beside(*hypo) == 1
     assert beside(*hypo, "adapter=lora") == 0  # the reference is the policy without its adapter
     assert beside(*PPO) == 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from alignctl.errors import RunDirectoryError
-from alignctl.train.progress import Progress, from_state, headline, refuse_changes
+from alignctl.train.progress import Kept, Progress, from_state, headline, refuse_changes
+from alignctl.train.watch.rule import Verdict
 
 
 def figures(loss: float, accuracy: float = 0.5) -> dict[str, dict[str, float]]:
@@ -53,6 +55,35 @@ def test_a_loss_that_is_no_number_does_not_displace_the_best() -> None:
     assert (recovered.best_step, recovered.best_loss) == (20, 0.5)
 
 
+def test_an_evaluation_under_an_alarm_is_never_the_best() -> None:
+    alarm = Verdict(alarm=True, since=20, keep=10, held=(10,))
+    progress = after(0.69).stepped(10, applied=True, carried={}, stopped=None)
+    progress = progress.evaluated(figures(0.5), 0.5, Verdict(keep=10, held=(10,)), decides=True)
+    progress = progress.stepped(20, applied=True, carried={}, stopped=None)
+    progress = progress.evaluated(figures(0.3), 0.3, alarm, decides=True)
+    assert (progress.best_step, progress.last) == (10, figures(0.3))
+    assert progress.kept(export_best=True, alarm_decides=True) == Kept(10, "alarm")
+    progress = progress.stepped(30, applied=True, carried={}, stopped=None)
+    progress = progress.evaluated(figures(0.4), 0.4, Verdict(keep=30, held=(30,)), decides=True)
+    assert progress.kept(export_best=True, alarm_decides=True) == Kept(30, "loss")
+
+
+def test_where_the_alarm_never_ends_the_lowest_loss_is_kept() -> None:
+    progress, alarm = after(0.69), Verdict(alarm=True, since=10)
+    for step, loss in ((10, 0.5), (20, 0.4), (30, 0.45)):
+        progress = progress.stepped(step, applied=True, carried={}, stopped=None)
+        progress = progress.evaluated(figures(loss), loss, alarm, decides=True)
+    assert progress.kept(export_best=True, alarm_decides=True) == Kept(20, "loss")
+
+
+def test_a_warning_leaves_the_lowest_loss() -> None:
+    progress = after(0.69, 0.5).stepped(20, applied=True, carried={}, stopped=None)
+    progress = replace(progress, held={"10": figures(0.5)})
+    progress = progress.evaluated(figures(0.3), 0.3, Verdict(alarm=True, since=20, keep=10, held=(10,)))
+    assert progress.kept(export_best=True) == Kept(20, "loss")
+    assert progress.protected == (10, 20)
+
+
 def test_skipped_steps_are_counted_in_a_row() -> None:
     progress = Progress()
     counts = []
@@ -70,17 +101,18 @@ def test_progress_goes_through_json_unchanged() -> None:
 
 def test_the_headline_has_start_kept_and_last() -> None:
     progress = after(0.69, 0.4, 0.6)
-    best = headline(progress, export_best=True)
+    best = headline(progress, progress.kept(export_best=True))
     assert best["loss"] == {"start": {"value": 0.69}, "best": {"value": 0.4}, "last": {"value": 0.6}}
-    last = headline(progress, export_best=False)
+    last = headline(progress, progress.kept(export_best=False))
     assert last["loss"] == {"start": {"value": 0.69}, "best": {"value": 0.6}, "last": {"value": 0.6}}
     assert list(best) == ["loss", "rewards/accuracies"]
 
 
 def test_the_headline_of_a_run_without_a_best_or_without_any_evaluation() -> None:
     only_answers = after(None, None)
-    assert headline(only_answers, export_best=True)["loss"]["best"] == {"value": -1.0}
-    assert headline(Progress(), export_best=True) == {}
+    kept = only_answers.kept(export_best=True)
+    assert headline(only_answers, kept)["loss"]["best"] == {"value": -1.0}
+    assert headline(Progress(), kept) == {}
 
 
 def test_a_metric_that_the_start_lacked_is_empty_there() -> None:
@@ -90,7 +122,7 @@ def test_a_metric_that_the_start_lacked_is_empty_there() -> None:
         .stepped(1, applied=True, carried={}, stopped=None)
         .evaluated(figures(0.5), 0.5)
     )
-    assert headline(progress, export_best=True)["loss"]["start"] is None
+    assert headline(progress, progress.kept(export_best=True))["loss"]["start"] is None
 
 
 def test_unchanged_fingerprints_pass_and_each_changed_one_is_named() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from alignctl.algos.anchor import anchored
 from alignctl.config import HypoConfig
 from alignctl.evaluate.held_out import Evaluation
 from alignctl.models.live_reference import LiveReference
@@ -94,7 +95,7 @@ class HypoTask:
             hypo_backward,
             self.setup.start.policy,
             self.reference,
-            self.pairs.loss,
+            anchored(self.pairs.loss, plan.anchor),
             examples,
             self.pairs.references.train.sums[rows],
             sampled,
@@ -128,4 +129,4 @@ def open_hypo_task(setup: Setup, algo: HypoConfig) -> HypoTask | PairTask:
     pairs, found = open_pair_task(setup, algo)
     if algo.lambda_ == 0:
         return pairs
-    return HypoTask(setup, algo, pairs, frozen(found, setup.start))
+    return HypoTask(setup, algo, pairs, pairs.reference or frozen(found, setup.start))

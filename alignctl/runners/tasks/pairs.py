@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from alignctl.algos import PairLoss, pair_loss
+from alignctl.algos.anchor import anchored
 from alignctl.config import HypoConfig, PairwiseConfig
 from alignctl.errors import AlignctlError
 from alignctl.evaluate.held_out import Evaluation, evaluate_pairs, joined
+from alignctl.models.live_reference import LiveReference
 from alignctl.models.machine import cache_root
 from alignctl.models.packing import pack
 from alignctl.models.policy import branch_logps, evaluating
@@ -22,8 +24,16 @@ from alignctl.records import Example
 from alignctl.report.terminal import Report
 from alignctl.runners.checkpoints import export_model
 from alignctl.runners.preparation import scoring_tokens
-from alignctl.runners.references import Found, References, find_reference, keep, kept, score_all
-from alignctl.runners.tasks.answers import answer_held_out, gold_of
+from alignctl.runners.references import (
+    Found,
+    References,
+    find_reference,
+    frozen,
+    keep,
+    kept,
+    score_all,
+)
+from alignctl.runners.tasks.answers import answer_held_out, judged
 from alignctl.runners.tasks.task import Setup, StepPlan
 from alignctl.train.optimiser import build_optimiser
 from alignctl.train.signals import leave_if_stopped
@@ -40,6 +50,8 @@ class PairTask:
     setup: Setup
     loss: PairLoss
     references: References
+    reference: LiveReference | None
+    """Asked about the policy's own answers; None where none are watched."""
     optimiser: torch.optim.Optimizer
     fingerprints: Mapping[str, str]
     unit: str = "pairs"
@@ -63,7 +75,7 @@ class PairTask:
         backward = partial(
             pair_backward,
             self.setup.start.policy,
-            self.loss,
+            anchored(self.loss, plan.anchor),
             examples,
             self.references.train.sums[rows],
             micro_tokens=plan.micro_tokens,
@@ -90,8 +102,8 @@ class PairTask:
                     progress=lambda done, total: report("held-out pairs", done, total),
                 )
             parts.append(evaluate_pairs(data.held_out, scores, references.held_out, self.loss))
-        if data.asked.rows:
-            parts += gold_of(self.setup, answer_held_out(self.setup, step, report))
+        answers = answer_held_out(self.setup, step, report)
+        parts += judged(self.setup, answers, self.reference, report, at_start=at_start)
         return joined(parts) if parts else None
 
     def export(self, directory: Path) -> None:
@@ -108,6 +120,7 @@ def open_pair_task(setup: Setup, algo: PairwiseConfig | HypoConfig) -> tuple[Pai
         setup=setup,
         loss=pair_loss(algo),
         references=references,
+        reference=frozen(found, start) if setup.data.watched.rows else None,
         optimiser=build_optimiser(start.policy.model, weight_decay=setup.config.train.weight_decay),
         fingerprints={"model": start.fingerprint, "reference": digest},
     )

@@ -29,7 +29,7 @@ from alignctl.runners.checkpoints import export_model
 from alignctl.runners.preparation import policy_of, scoring_tokens
 from alignctl.runners.references import find_reference, frozen
 from alignctl.runners.rewards import critic_start, open_reward
-from alignctl.runners.tasks.answers import answer_held_out, gold_of
+from alignctl.runners.tasks.answers import answer_held_out, judged
 from alignctl.runners.tasks.task import Setup, StepPlan
 from alignctl.train.ppo_step import ppo_optimiser, ppo_step
 from alignctl.train.sampling import sample_answers
@@ -91,18 +91,14 @@ class PpoTask:
 
     def evaluate(self, step: int, report: Report) -> Evaluation | None:
         """Reward and gold score of answers to held-out prompts."""
-        setup = self.setup
-        if not setup.data.asked.rows:
-            return None
+        setup, parts = self.setup, []
         answers = answer_held_out(setup, step, report)
-        scores = self.reward.score(setup.data.asked.rows, answers.texts, partial(report, "rewards"))
-        reward = mean_interval(scores)
-        length = mean_interval([len(ids) for ids in answers.tokens])
-        own = Evaluation(
-            metrics={"reward/mean": reward.value, "response_length": length.value},
-            estimates={"reward/mean": reward, "response_length": length},
-        )
-        return joined([own, *gold_of(setup, answers)])
+        if answers.texts:
+            scores = self.reward.score(setup.data.asked.rows, answers.texts, partial(report, "rewards"))
+            reward = mean_interval(scores)
+            parts.append(Evaluation({"reward/mean": reward.value}, {"reward/mean": reward}))
+        parts += judged(setup, answers, self.reference, report)
+        return joined(parts) if parts else None
 
     def export(self, directory: Path) -> None:
         """The policy, or its adapter; the critic stays in the checkpoints."""

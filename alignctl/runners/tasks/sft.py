@@ -16,7 +16,7 @@ from alignctl.records import Example
 from alignctl.report.terminal import Report
 from alignctl.runners.checkpoints import export_model
 from alignctl.runners.preparation import scoring_tokens
-from alignctl.runners.tasks.answers import answer_held_out, gold_of
+from alignctl.runners.tasks.answers import answer_held_out, judged
 from alignctl.runners.tasks.task import Setup, StepPlan
 from alignctl.train.answer_step import answer_backward
 from alignctl.train.optimiser import build_optimiser
@@ -62,8 +62,7 @@ class SftTask:
                 progress=lambda done, total: report("held-out rows", done, total),
             )
             parts.append(evaluate_given_answers(data.held_out, scores))
-        if data.asked.rows:
-            parts += gold_of(self.setup, answer_held_out(self.setup, step, report))
+        parts += judged(self.setup, answer_held_out(self.setup, step, report), None, report)
         return joined(parts) if parts else None
 
     def export(self, directory: Path) -> None:

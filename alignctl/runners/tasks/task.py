@@ -56,6 +56,8 @@ class StepPlan:
     micro_tokens: int
     carried: Mapping[str, float]
     """What the step before handed on (`StepOut.carried`); empty at the first step. Part of the checkpoint."""
+    anchor: float = 0.0
+    """Weight of the hold on chosen answers; above 0 only where `watch.action=adapt` can act."""
 
 
 class Task(Protocol):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignctl.train.ppo_watch import at_start, watch
+from alignctl.train.watch.rollouts import at_start, watch
 
 HEALTHY = {
     "response_length": 40.0,

@@ -3,6 +3,7 @@
 Watched are length, KL, perplexity and entropy of the policy's own answers (arXiv 2307.04964), most of them
 against their values at the first step, which a run hands on from step to step. The thresholds are this
 project's: wide enough that a run which learns does not meet them. An alarm's text is the same at every step.
+Apart from rule.py because a rollout shows in a step, for nothing, what else takes an evaluation.
 """
 
 from __future__ import annotations
@@ -66,10 +67,15 @@ def watch(
     return Watch(tuple(alarms), _collapse(metrics, start, config))
 
 
+def kl_limit(config: PpoConfig) -> float:
+    """Nats per answer above which the reward may be exploited."""
+    return FAR if config.kl_target is None else TARGETS_MISSED * config.kl_target
+
+
 def _kl_alarms(metrics: Mapping[str, float], config: PpoConfig, *, first: bool) -> list[str]:
     kl, error = metrics["kl/sequence"], metrics.get("kl/sequence_se", math.nan)
     alarms = []
-    limit = FAR if config.kl_target is None else TARGETS_MISSED * config.kl_target
+    limit = kl_limit(config)
     if first and kl > AWAY_AT_START:
         alarms.append(
             f"the starting policy is more than {AWAY_AT_START:g} nat per answer away from its reference: "
