@@ -10,16 +10,16 @@ family:
                      algo.stop_length of that at the start
 
 A loss on pairs sees the distance between two answers, and may improve long after both became unlikely and
-sampled ones got worse (likelihood displacement, arXiv 2410.08847). In `scripts/studies/overoptimisation` this
-share told the gold score's peak better than the paper's own indicators, which watch.indicator=sampled and
-held_out look for:
+sampled ones got worse (likelihood displacement, arXiv 2410.08847). On the demo pairs of
+`scripts/studies/overoptimisation` this share told the gold score's peak better than the paper's own
+indicators, which watch.indicator=sampled and held_out look for:
 
     dpo, ipo, hypo   top-10 entropy has turned down from its maximum, and the held-out loss no longer improves
     hinge, slic      top-10 mass has fallen from its maximum (slic is the paper's Hinge)
 
-Limits. What starts from SFT on the chosen answers themselves can only make them less likely; there the share
-may pass its limit without harm (why likelihood falls in DPO: arXiv 2404.12358). So a warning leaves model/
-alone.
+Limits. The share counts answers, not by how much they fell: on HH-harmless it passed its limit when the
+likelihood had not fallen on average, and nothing else was lost. What starts from SFT on the chosen answers
+themselves can only make them less likely (why: arXiv 2404.12358). So a warning leaves model/ alone.
 
 Decisions. Means over `watch.window` evaluations are compared: an indicator has moved when the last mean lies
 `watch.noise` standard errors of the difference away from the best one, and the loss improves while its last

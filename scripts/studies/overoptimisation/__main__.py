@@ -1,10 +1,10 @@
 """Over-optimisation (arXiv 2410.11677): where the watch's rule fires against where the gold score peaks.
 
-    python scripts/studies/overoptimisation --out studies/overoptimisation --hours 2
+    python scripts/studies/overoptimisation --out studies/overoptimisation --hours 3
     python scripts/studies/overoptimisation --data hh-harmless.jsonl --out studies/harmless --hours 1
 
 Losses on pairs, each at two strengths and three seeds, trained well past the optimum on the demo pairs,
-whose gold score of freshly sampled answers is the truth. A run on one core of a Xeon takes some 10
+whose gold score of freshly sampled answers is the truth. A run on one core of a Xeon takes some 11
 minutes; `--hours` is the budget: what would not end within it is not begun, and repeating the command
 goes on from there. Two runs at a time, one core each. Every rule is replayed on the metrics that a run
 leaves, so rules are compared on the same runs. Seed 0 calibrates, the other seeds are reported. `--adapt`

@@ -11,7 +11,7 @@ run keeps, the lowest held-out loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
 from alignctl.config import TrainConfig, WatchSettings
 from alignctl.evaluate.statistics import wilson
-from alignctl.train.watch.course import Record, course, extreme
+from alignctl.train.watch.course import Record
 from alignctl.train.watch.rule import Limit, judge, rule_of
 
 CLOSE = 0.03
@@ -40,14 +40,14 @@ class Candidate:
     """Settings that differ from the default's; none for what needs no rule."""
     limit: Limit | None = None
     """Instead of the rule of these settings."""
-    best: tuple[str, bool] | None = None
-    """No rule: the step at which that metric is highest (True) or lowest."""
+    best: Callable[[Record], float] | None = None
+    """No rule: the evaluation at which this is highest."""
 
 
 CANDIDATES = (
-    Candidate("to the end", best=("step", True)),
-    Candidate("lowest held-out loss", best=("loss", False)),
-    Candidate("likeliest chosen answers", best=("likelihood/chosen", True)),
+    Candidate("to the end", best=lambda record: record.step),
+    Candidate("lowest held-out loss", best=lambda record: -record.metrics["loss"]),
+    Candidate("likeliest chosen answers", best=lambda record: record.metrics["likelihood/chosen"]),
     *(Candidate(f"displacement above {most:g}", {"displaced": most}) for most in (0.2, 0.3, 0.4, 0.5, 0.6)),
     *(
         Candidate(f"KL above {most:g} nats a token", limit=Limit("kl/token", most=most))
@@ -160,10 +160,7 @@ def _kept(candidate: Candidate, run: Run, records: Sequence[Record]) -> tuple[in
     trained = [record for record in records if record.step > 0]
     lowest = min(trained, key=lambda record: record.metrics["loss"]).step
     if candidate.best is not None:
-        metric, highest = candidate.best
-        if metric == "step":
-            return None, trained[-1].step
-        return None, extreme(course(trained, metric), highest=highest).step
+        return None, max(trained, key=candidate.best).step
     config = load(open_conf(None), [f"algo={run.arm.algo}", run.arm.setting])
     assert isinstance(config, TrainConfig)
     settings = WatchSettings.model_validate(config.watch.model_dump() | dict(candidate.watch))
