@@ -94,13 +94,13 @@ def test_without_a_rule_the_end_or_the_lowest_loss_is_kept() -> None:
 def test_a_rule_keeps_what_its_first_alarm_settles() -> None:
     records = evaluations([0.0, 0.2, 0.4, 0.6, 0.5, 0.4, 0.2, 0.1, 0.1, 0.1])
     turned = [
-        Record(one.step, one.metrics | {"displacement": 0.1 * place + 0.01})
+        Record(one.step, one.metrics | {"displacement": 0.1 * place + 0.01, "kl/token": 0.15 * place})
         for place, one in enumerate(records)
     ]
-    found = replay.outcome(candidate("displacement above 0.4"), RUN, turned)
+    found = replay.outcome(candidate(tables.DEFAULT), RUN, turned)
     assert found.kept == found.peak == 30
     assert found.fired == 40
-    quiet = replay.outcome(candidate("displacement above 0.4"), RUN, records)
+    quiet = replay.outcome(candidate(tables.DEFAULT), RUN, records)
     assert quiet.fired is None
     assert quiet.kept == 90  # where held-out loss is lowest
 
@@ -118,7 +118,8 @@ def test_counts_are_of_the_runs_they_speak_of() -> None:
 
 
 def test_the_first_table_has_what_the_default_rule_does() -> None:
-    assert WatchSettings.model_validate(default_watch()).displaced == 0.4
+    default = WatchSettings.model_validate(default_watch())
+    assert f"displacement above {default.displaced:g}, KL above {default.kl:g}" == tables.DEFAULT
     records = {RUN: evaluations([0.0, 0.2, 0.6, 0.4, 0.1])}
     found = {one.name: [replay.outcome(one, RUN, records[RUN])] for one in replay.CANDIDATES}
     table = tables.tables(found)

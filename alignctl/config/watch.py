@@ -18,6 +18,7 @@ class WatchSettings(Settings):
     samples: Annotated[int, Field(ge=0)]
     indicator: Literal["displacement", "sampled", "held_out"]
     displaced: Annotated[float, Field(gt=0, lt=1)]
+    kl: Positive
     window: Count
     noise: Positive
     anchor: Positive

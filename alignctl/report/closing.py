@@ -24,7 +24,7 @@ WIDEST = 100
 """Columns of the table on a pipe or a wide terminal."""
 GAP = "  "
 REASONS: Mapping[Why, str] = {
-    "alarm": "the last before it was over-optimised",
+    "alarm": "before it was over-optimised",
     "loss": "the lowest held-out loss",
     "last": "the last step",
 }

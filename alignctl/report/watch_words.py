@@ -5,6 +5,7 @@ The same sentences stand on the panel, in the closing lines, in run.json and in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,14 +31,14 @@ NAMES = {
     "displacement": "the share of held-out chosen answers less likely than under the reference",
     "loss": "the held-out loss",
     "kl/sequence": "the KL of its answers to the reference",
+    "kl/token": "the KL of its answers to the reference",
     "response_length": "the length of its answers",
 }
-LIMITED = ("displacement", "kl/sequence", "response_length")
-"""Those that have a limit, whatever their noise."""
 UNITS = {
     "entropy/top10": " bits",
     "sampled/entropy_top10": " bits",
     "kl/sequence": " nats",
+    "kl/token": " nats a token",
 }
 MEANINGS = {
     "entropy": "Probability gathers on few tokens, and answers lose variety without getting better: in arXiv "
@@ -69,14 +70,15 @@ class WatchWords:
 
 def watch_words(verdict: Verdict, config: TrainConfig) -> WatchWords:
     """All there is to say after the last evaluation."""
-    turn = verdict.turn
     if verdict.evaluations < verdict.least:
         return WatchWords(_too_few(verdict, config))
-    if not verdict.alarm or turn is None:
+    if not verdict.alarm:
         return WatchWords(_no_alarm(verdict))
+    moved = [turn for turn in verdict.turns if turn.moved]
+    loss = ["the held-out loss no longer improves"] if verdict.loss_improves is False else []
     return WatchWords(
-        verdict=f"Over-optimised since step {verdict.since}: {_moved(turn, verdict)}.",
-        meaning=MEANINGS[_kind(turn)],
+        verdict=f"Over-optimised since step {verdict.since}: {_joined([*map(_moved, moved), *loss])}.",
+        meaning=MEANINGS[_kind(moved[0])],
         keep=_keep(verdict, config),
         ways=_ways(verdict, config),
     )
@@ -87,7 +89,7 @@ def _keep(verdict: Verdict, config: TrainConfig) -> str:
         return ""
     # A warning leaves model/ to the lowest held-out loss, so it says how to get at the other.
     place = "" if config.watch.decides else f" (for eval, soup and model=: RUN@{verdict.keep})"
-    return f"Keep step {verdict.keep}, the last one before that{place}."
+    return f"Keep step {verdict.keep}, which came before that{place}."
 
 
 def alarm_line(verdict: Verdict, config: TrainConfig) -> str:
@@ -134,33 +136,37 @@ def _aside(verdict: Verdict) -> str:
 
 
 def _stands(verdict: Verdict) -> str:
-    """Where the indicator is, and why that is no alarm."""
-    turn = verdict.turn
-    if turn is None:
-        return ""
-    if verdict.loss_improves and turn.moved:
-        return f"{_moved(turn, None)}, but the held-out loss still improves"
-    now, best = figure(turn.indicator, turn.value), figure(turn.indicator, turn.from_value)
-    near = f"within the noise of its {'lowest' if turn.rises else 'highest'}, {best}"
-    return f"{NAMES[turn.indicator]} is {now}{_unit(turn)}, {_limit(turn) or near}"
+    """Where the indicators are, and why that is no alarm."""
+    moved = [_moved(turn) for turn in verdict.turns if turn.moved]
+    still = [_still(turn) for turn in verdict.turns if not turn.moved][:1]
+    if verdict.loss_improves and moved:
+        still = ["the held-out loss still improves"]
+    return ", but ".join(part for part in (_joined(moved), *still) if part)
 
 
-def _moved(turn: Turn, verdict: Verdict | None) -> str:
+def _moved(turn: Turn) -> str:
     values = (
         f"from {figure(turn.indicator, turn.from_value)} (step {turn.from_step}) "
         f"to {figure(turn.indicator, turn.value)}{_unit(turn)}"
     )
-    noise = _limit(turn) or f"where {figure(turn.indicator, turn.margin)} is noise"
-    loss = ", and the held-out loss no longer improves" if verdict and verdict.loss_improves is False else ""
-    return f"{NAMES[turn.indicator]} {'rose' if turn.rises else 'fell'} {values}, {noise}{loss}"
+    bound = _limit(turn) if turn.limited else f"where {figure(turn.indicator, turn.margin)} is noise"
+    return f"{NAMES[turn.indicator]} {'rose' if turn.rises else 'fell'} {values}, {bound}"
+
+
+def _still(turn: Turn) -> str:
+    best = figure(turn.indicator, turn.from_value)
+    near = f"within the noise of its {'lowest' if turn.rises else 'highest'}, {best}"
+    bound = _limit(turn) if turn.limited else near
+    return f"{NAMES[turn.indicator]} is {figure(turn.indicator, turn.value)}{_unit(turn)}, {bound}"
 
 
 def _limit(turn: Turn) -> str:
-    """The limit where there is one; empty for what is measured against its noise."""
-    if turn.indicator not in LIMITED:
-        return ""
     limit = turn.from_value + (turn.margin if turn.rises else -turn.margin)
     return f"where {figure(turn.indicator, limit)} is the limit"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return ", and ".join(parts)
 
 
 def _unit(turn: Turn) -> str:

@@ -75,7 +75,7 @@ def test_the_page_says_what_the_watch_found():
         "ways": ["train.steps=5", "train.lr=1e-06"],
     }
     page = run_page(story(watch={"action": "warn", "words": words}, kept={"step": 5, "why": "alarm"}))
-    assert "model/ holds step 5, the last before it was over-optimised." in page
+    assert "model/ holds step 5, before it was over-optimised." in page
     assert "Over-optimised since step 8" in page
     assert "<code>train.steps=5</code>, <code>train.lr=1e-06</code>" in page
     assert HOSTILE not in page

@@ -18,13 +18,13 @@ ALARM = Verdict(
     evaluations=11,
     alarm=True,
     since=80,
-    turn=TURN,
+    turns=(TURN,),
     loss_improves=False,
     keep=60,
     held=(60,),
     past=((20, 30),),
 )
-CALM = Verdict(evaluations=11, turn=replace(TURN, value=1.5), loss_improves=True, keep=60)
+CALM = Verdict(evaluations=11, turns=(replace(TURN, value=1.5),), loss_improves=True, keep=60)
 
 
 def config(*words: str) -> TrainConfig:
@@ -40,9 +40,9 @@ def test_an_alarm_names_what_fell_since_when_what_to_keep_and_what_to_try() -> N
         "1.310 bits, where 0.092 is noise, and the held-out loss no longer improves."
     )
     assert "2410.11677" in words.meaning
-    assert words.keep == "Keep step 60, the last one before that (for eval, soup and model=: RUN@60)."
+    assert words.keep == "Keep step 60, which came before that (for eval, soup and model=: RUN@60)."
     stopped = watch_words(ALARM, config("watch.action=stop"))
-    assert stopped.keep == "Keep step 60, the last one before that."
+    assert stopped.keep == "Keep step 60, which came before that."
     assert words.ways == ("algo.beta=0.1", "train.lr=1e-05", "train.steps=60", "watch.action=adapt")
     assert alarm_line(ALARM, config()) == f"{words.verdict} {words.keep}"
     assert stop_reason(ALARM) == "over-optimised since step 80 (watch.action=stop)"
@@ -74,7 +74,7 @@ def test_who_adapts_already_is_not_told_to() -> None:
             "bits, within the noise of its highest, 1.520.",
         ),
         (
-            {"turn": TURN},
+            {"turns": (TURN,)},
             "No over-optimisation seen in 11 evaluations: the top-10 entropy of its own answers fell from "
             "1.520 (step 60) to 1.310 bits, where 0.092 is noise, but the held-out loss still improves.",
         ),
@@ -83,14 +83,14 @@ def test_who_adapts_already_is_not_told_to() -> None:
             "Over-optimised from step 20 to step 30, from step 50 to step 70, not at the end: the top-10 ",
         ),
         (
-            {"evaluations": 1, "turn": None},
+            {"evaluations": 1, "turns": ()},
             "1 evaluation is too few to tell over-optimisation by: 5 are needed, so an eval.every below 40.",
         ),
         (
-            {"evaluations": 0, "turn": None},
+            {"evaluations": 0, "turns": ()},
             "Over-optimisation was not looked for: nothing was held out to see it on.",
         ),
-        ({"turn": None, "least": 2}, "No over-optimisation seen in 11 evaluations."),
+        ({"turns": (), "least": 2}, "No over-optimisation seen in 11 evaluations."),
     ],
 )
 def test_no_alarm_is_one_sentence(changes: dict[str, object], words: str) -> None:
@@ -128,10 +128,35 @@ def test_the_end_of_an_alarm_is_told() -> None:
     ],
 )
 def test_every_indicator_has_its_words(indicator: str, values: tuple[float, ...], words: str) -> None:
-    turn = Turn(indicator, 60, *values, rises=indicator in ("displacement", "loss", "kl/sequence"))
-    found = watch_words(replace(ALARM, turn=turn, loss_improves=None), config())
+    rises = indicator in ("displacement", "loss", "kl/sequence")
+    limited = indicator in ("displacement", "kl/sequence", "response_length")
+    turn = Turn(indicator, 60, *values, rises=rises, limited=limited)
+    found = watch_words(replace(ALARM, turns=(turn,), loss_improves=None), config())
     assert words in found.verdict
     assert found.meaning
+
+
+SHARE = Turn("displacement", 0, 0.0, 0.6, 0.4, rises=True, limited=True)
+KL = Turn("kl/token", 0, 0.0, 0.8123, 0.5, rises=True, limited=True)
+
+
+def test_two_limits_that_are_passed_are_both_told() -> None:
+    found = watch_words(replace(ALARM, turns=(SHARE, KL), loss_improves=None), config())
+    assert found.verdict == (
+        "Over-optimised since step 80: the share of held-out chosen answers less likely than under the "
+        "reference rose from 0.00 (step 0) to 0.60, where 0.40 is the limit, and the KL of its answers to "
+        "the reference rose from 0.000 (step 0) to 0.812 nats a token, where 0.500 is the limit."
+    )
+    assert found.meaning.startswith("Chosen answers are pushed down")
+
+
+def test_of_two_limits_the_one_that_holds_says_why_there_is_no_alarm() -> None:
+    found = watch_words(replace(CALM, turns=(SHARE, replace(KL, value=0.05)), loss_improves=None), config())
+    assert found.verdict == (
+        "No over-optimisation seen in 11 evaluations: the share of held-out chosen answers less likely than "
+        "under the reference rose from 0.00 (step 0) to 0.60, where 0.40 is the limit, but the KL of its "
+        "answers to the reference is 0.050 nats a token, where 0.500 is the limit."
+    )
 
 
 def test_the_closing_lines_have_the_verdict_and_what_to_type() -> None:
@@ -140,6 +165,6 @@ def test_the_closing_lines_have_the_verdict_and_what_to_type() -> None:
     lines = closing_text({}, outcome, 100).plain.splitlines()
     assert lines[0] == f"watch  {words.verdict} {words.keep}"
     assert lines[1] == "try    algo.beta=0.2   train.lr=1e-05   train.steps=60   watch.action=adapt"
-    assert lines[2] == "model  runs/a/model  (step 60, the last before it was over-optimised)"
+    assert lines[2] == "model  runs/a/model  (step 60, before it was over-optimised)"
     calm = closing_text({}, replace(outcome, why="loss", watch=watch_words(CALM, config())), 100).plain
     assert "try  " not in calm

@@ -73,10 +73,10 @@ def test_an_alarm_stops_the_run_and_the_checkpoint_before_it_is_kept(
     assert all(torch.equal(tensor, model_of(run / "model")[name]) for name, tensor in kept.items())
     assert f"over-optimised since step {since} (watch.action=stop)" in str(found["stopped"])
     assert f"Over-optimised since step {since}" in text.err
-    assert f"(step {keep}, the last before it was over-optimised)" in text.out
+    assert f"(step {keep}, before it was over-optimised)" in text.out
     assert "watch.action=adapt" in text.out
     page = (run / "report.html").read_text()
-    assert f"Keep step {keep}, the last one before that." in page
+    assert f"Keep step {keep}, which came before that." in page
     # The kept column holds the figures of that step.
     loss = {one.step: one.metrics["loss"] for one in read_records(run / "metrics.jsonl")}
     assert found["headline"]["loss"]["best"]["value"] == pytest.approx(loss[keep])  # type: ignore[index]

@@ -14,7 +14,17 @@ from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
 from alignctl.config import TrainConfig, WatchSettings
 from alignctl.train.watch.course import Record, course, noise, read_records, record_of
-from alignctl.train.watch.rule import Limit, Rule, Turn, Verdict, judge, judged_on, rule_of, verdict_of
+from alignctl.train.watch.rule import (
+    Limit,
+    Limits,
+    Rule,
+    Turn,
+    Verdict,
+    judge,
+    judged_on,
+    rule_of,
+    verdict_of,
+)
 
 ENTROPY = Rule("e", with_loss=True)
 MASS = Rule("m")
@@ -27,6 +37,7 @@ def settings(*, window: int = 2, sigmas: float = 3.0) -> WatchSettings:
         samples=8,
         indicator="sampled",
         displaced=0.4,
+        kl=0.5,
         window=window,
         noise=sigmas,
         anchor=1.0,
@@ -55,9 +66,9 @@ def test_entropy_that_turned_is_an_alarm_once_the_loss_no_longer_improves() -> N
     found = judge(records(e=HILL, loss=BOTTOMED), ENTROPY, settings())
     assert found.alarm
     assert found.loss_improves is False
-    assert found.turn is not None
-    assert (found.turn.from_step, found.turn.from_value) == (40, pytest.approx((1.4 + 1.37) / 2))
-    assert found.turn.value == pytest.approx((0.8 + 0.6) / 2)
+    (turn,) = found.turns
+    assert (turn.from_step, turn.from_value) == (40, pytest.approx((1.4 + 1.37) / 2))
+    assert turn.value == pytest.approx((0.8 + 0.6) / 2)
     # Entropy was highest at step 40, the loss lowest at step 50, both by a hair against the next.
     assert found.keep == 50
     # 0.1 down at step 60, where three errors are 3 sqrt(0.05 ** 2 / 6 / 0.4549) = 0.09.
@@ -98,8 +109,7 @@ def test_mass_alone_raises_the_alarm_of_hinge() -> None:
     found = judge(records(m=mass, loss=FALLING[:7]), MASS, settings())
     assert found.alarm
     assert (found.since, found.keep, found.loss_improves) == (60, 20, None)
-    assert found.turn is not None
-    assert found.turn.from_value == pytest.approx(0.86)
+    assert found.turns[0].from_value == pytest.approx(0.86)
     assert not judge(records(m=sorted(mass), loss=FALLING[:7]), MASS, settings()).alarm
 
 
@@ -136,15 +146,14 @@ def test_what_is_kept_is_settled_when_the_alarm_begins() -> None:
 def test_the_start_is_never_kept() -> None:
     found = judge(records(e=[2.0, 1.8, 1.5, 1.2, 1.0, 0.8], loss=[0.5] * 6), ENTROPY, settings())
     assert found.alarm
-    assert found.turn is not None
-    assert found.turn.from_step == 0
+    assert found.turns[0].from_step == 0
     assert found.keep == 10
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_few_evaluations_are_not_judged(count: int) -> None:
     found = judge(records(e=[5.0, 3.0, 2.0, 1.0][:count], loss=[0.5] * count), ENTROPY, settings())
-    assert (found.evaluations, found.least, found.alarm, found.turn) == (count, 5, False, None)
+    assert (found.evaluations, found.least, found.alarm, found.turns) == (count, 5, False, ())
     assert judge([], ENTROPY, settings()) == Verdict()
 
 
@@ -229,15 +238,19 @@ def config(*words: str) -> TrainConfig:
     return found
 
 
-def policy_limits(kl: float, length: float) -> tuple[Limit, ...]:
-    return Limit("kl/sequence", most=kl), Limit("response_length", least=length)
+def policy_limits(kl: float, length: float) -> Limits:
+    return Limits((Limit("kl/sequence", most=kl), Limit("response_length", least=length)))
+
+
+def pairs_limits(displaced: float, kl: float) -> Limits:
+    return Limits((Limit("displacement", most=displaced), Limit("kl/token", most=kl)), together=True)
 
 
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (["algo=dpo"], (Limit("displacement", most=0.4),)),
-        (["algo=slic", "watch.displaced=0.3", "watch.samples=0"], (Limit("displacement", most=0.3),)),
+        (["algo=dpo"], pairs_limits(0.4, 0.5)),
+        (["algo=slic", "watch.displaced=0.3", "watch.kl=1"], pairs_limits(0.3, 1.0)),
         (["algo=ipo", "watch.indicator=held_out"], Rule("entropy/top10", with_loss=True)),
         (["algo=hypo", "watch.indicator=sampled"], Rule("sampled/entropy_top10", with_loss=True)),
         (["algo=hinge", "watch.indicator=sampled"], Rule("sampled/mass_top10")),
@@ -248,7 +261,7 @@ def policy_limits(kl: float, length: float) -> tuple[Limit, ...]:
         (["algo=ppo", "algo.kl_target=4", "algo.stop_length=0.5"], policy_limits(12.0, 0.5)),
     ],
 )
-def test_every_family_has_its_rule(words: list[str], rule: Rule | tuple[Limit, ...]) -> None:
+def test_every_family_has_its_rule(words: list[str], rule: Rule | Limits) -> None:
     found = config(*words)
     assert rule_of(found.algo, found.watch) == rule
 
@@ -278,25 +291,43 @@ def test_a_policy_past_a_limit_keeps_the_last_evaluation_within(
     found = judge(policy(kl, length), policy_limits(30.0, 0.25), settings())
     assert found.alarm
     assert (found.since, found.keep) == (30, 20)
-    assert found.turn is not None
-    assert found.turn.indicator == indicator
+    assert [turn.indicator for turn in found.turns if turn.moved] == [indicator]
 
 
-def test_a_displaced_model_keeps_the_last_evaluation_within_the_limit() -> None:
-    limits = (Limit("displacement", most=0.4),)
-    rising = [0.0, 0.1, 0.3, 0.4, 0.5, 0.6]
-    found = judge(records(displacement=rising), limits, settings())
+RISING = [0.0, 0.1, 0.3, 0.4, 0.5, 0.6]
+FAR = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def pairs(displacement: Sequence[float], kl: Sequence[float]) -> Verdict:
+    series = records(displacement=displacement, **{"kl/token": kl})
+    return judge(series, pairs_limits(0.4, 0.5), settings())
+
+
+def test_pairs_take_both_limits_to_be_passed() -> None:
+    far = pairs(RISING, FAR)
+    assert (far.alarm, far.since, far.keep) == (True, 40, 30)
+    share, distance = far.turns
+    assert share == Turn("displacement", 0, 0.0, 0.6, 0.4, rises=True, limited=True)
+    assert distance == Turn("kl/token", 0, 0.0, 1.0, 0.5, rises=True, limited=True)
+    assert pairs(RISING, [0.0, 0.1, 0.2, 0.3, 0.4, 0.6]).since == 50
+    near = pairs(RISING, [0.05] * 6)
+    assert (near.alarm, near.past, near.keep) == (False, (), 50)
+    assert not pairs([0.1] * 6, FAR).alarm
+
+
+def test_without_samples_the_share_decides_alone() -> None:
+    found = judge(records(displacement=RISING), pairs_limits(0.4, 0.5), settings())
     assert (found.alarm, found.since, found.keep) == (True, 40, 30)
-    assert found.turn == Turn("displacement", 0, 0.0, 0.6, 0.4, rises=True)
+    assert [turn.indicator for turn in found.turns] == ["displacement"]
     # What is kept was settled when the alarm began.
-    back = judge(records(displacement=[*rising, 0.3]), limits, settings())
+    back = judge(records(displacement=[*RISING, 0.3]), pairs_limits(0.4, 0.5), settings())
     assert (back.alarm, back.past, back.keep) == (False, ((40, 60),), 60)
-    calm = judge(records(displacement=rising[:4]), limits, settings())
-    assert (calm.alarm, calm.keep, calm.turn) == (
-        False,
-        30,
-        Turn("displacement", 0, 0.0, 0.4, 0.4, rises=True),
-    )
+
+
+def test_the_lowest_loss_within_the_limits_is_kept() -> None:
+    loss = [0.7, 0.6, 0.4, 0.5, 0.3, 0.2]
+    found = judge(records(displacement=RISING, loss=loss), pairs_limits(0.4, 0.5), settings())
+    assert (found.since, found.keep, found.held) == (40, 20, (20,))
 
 
 def test_an_answer_that_grows_is_no_collapse() -> None:

@@ -4,31 +4,31 @@ arXiv 2410.11677 names what turns when a model is trained past its best, and giv
 family:
 
     on pairs         more than watch.displaced of the held-out chosen answers are less likely than under the
-                     reference
+                     reference, and the policy's own answers are more than watch.kl nats a token away from it
     sft, reward      held-out loss has risen from its minimum
     ppo, salsa-ppo   KL of its answers above the limit of the rollouts' watch, or their length below
                      algo.stop_length of that at the start
 
 A loss on pairs sees the distance between two answers, and may improve long after both became unlikely and
-sampled ones got worse (likelihood displacement, arXiv 2410.08847). On the demo pairs of
-`scripts/studies/overoptimisation` this share told the gold score's peak better than the paper's own
+sampled ones got worse (likelihood displacement, arXiv 2410.08847). The share counts answers, not by how much
+they fell: on HH-harmless half of them were a little less likely when nothing was lost yet, and what starts
+from SFT on the chosen answers can only make them less likely (why: arXiv 2404.12358). The KL tells how far
+the policy went; where no answers are sampled for it (watch.samples=0) the share decides alone. On the demo
+pairs of `scripts/studies/overoptimisation` the two told the gold score's peak better than the paper's own
 indicators, which watch.indicator=sampled and held_out look for:
 
     dpo, ipo, hypo   top-10 entropy has turned down from its maximum, and the held-out loss no longer improves
     hinge, slic      top-10 mass has fallen from its maximum (slic is the paper's Hinge)
 
-Limits. The share counts answers, not by how much they fell: on HH-harmless it passed its limit when the
-likelihood had not fallen on average, and nothing else was lost. What starts from SFT on the chosen answers
-themselves can only make them less likely (why: arXiv 2404.12358). So a warning leaves model/ alone.
-
-Decisions. Means over `watch.window` evaluations are compared: an indicator has moved when the last mean lies
-`watch.noise` standard errors of the difference away from the best one, and the loss improves while its last
-mean is as clearly below all before. Two errors are too few, as every evaluation is held against the best of
-many. Simulated on 20 evaluations of pure noise, means of two, three errors raise an alarm in a tenth of the
-courses and four in a hundredth (in 28 % and 12 % where no errors over prompts are known). The checkpoint to
-keep is the last one before both signs were there: the later of the indicator's extreme and the lowest
-held-out loss; it is settled when an alarm begins, since a loss that creeps on within its noise is no reason
-to keep what came after.
+Decisions. With limits, the checkpoint to keep is the lowest held-out loss within them, or the last one within
+where no loss is held out. With courses, means over `watch.window` evaluations are compared: an indicator has
+moved when the last mean lies `watch.noise` standard errors of the difference away from the best one, and the
+loss improves while its last mean is as clearly below all before. Two errors are too few, as every evaluation
+is held against the best of many. Simulated on 20 evaluations of pure noise, means of two, three errors raise
+an alarm in a tenth of the courses and four in a hundredth (in 28 % and 12 % where no errors over prompts are
+known). The checkpoint to keep is the last one before both signs were there: the later of the indicator's
+extreme and the lowest held-out loss; it is settled when an alarm begins, since a loss that creeps on within
+its noise is no reason to keep what came after.
 """
 
 from __future__ import annotations
@@ -79,6 +79,19 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a run may go."""
+
+    each: tuple[Limit, ...]
+    together: bool = False
+    """An alarm takes all that are measured to be passed; otherwise one is enough."""
+
+    def passed(self, turns: Sequence[Turn]) -> bool:
+        """Whether they are too far gone together, or one of them."""
+        return bool(turns) and (all if self.together else any)(turn.moved for turn in turns)
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """Where an indicator stood best, and where it is."""
 
@@ -92,6 +105,8 @@ class Turn:
     """How far it may move without an alarm."""
     rises: bool = False
     """A rise is looked for, otherwise a fall."""
+    limited: bool = False
+    """The margin is a limit that was set, otherwise noise that was found."""
 
     @property
     def moved(self) -> bool:
@@ -111,8 +126,8 @@ class Verdict:
     alarm: bool = False
     since: int | None = None
     """First step of the present alarm."""
-    turn: Turn | None = None
-    """None with too few evaluations."""
+    turns: tuple[Turn, ...] = ()
+    """Of all that the rule reads and that was measured; none with too few evaluations."""
     loss_improves: bool | None = None
     """None where the loss is no part of the rule."""
     keep: int | None = None
@@ -132,31 +147,32 @@ def verdict_of(state: Mapping[str, Any]) -> Verdict:
     return Verdict(
         **{
             **state,
-            "turn": None if state["turn"] is None else Turn(**state["turn"]),
+            "turns": tuple(Turn(**turn) for turn in state["turns"]),
             "held": tuple(state["held"]),
             "past": tuple((first, last) for first, last in state["past"]),
         }
     )
 
 
-def rule_of(algo: AlgoConfig, settings: WatchSettings) -> Rule | tuple[Limit, ...]:
+def rule_of(algo: AlgoConfig, settings: WatchSettings) -> Rule | Limits:
     """What is looked for in a run of that algorithm."""
     sampled = settings.indicator == "sampled"
     match algo:
         case PpoConfig():
             length = Limit("response_length", least=algo.stop_length)
-            return Limit("kl/sequence", most=kl_limit(algo)), length
+            return Limits((Limit("kl/sequence", most=kl_limit(algo)), length))
         case SftConfig() | RewardModelConfig():
             return Rule("loss", rises=True)
         case _ if settings.indicator == "displacement":
-            return (Limit("displacement", most=settings.displaced),)
+            share = Limit("displacement", most=settings.displaced)
+            return Limits((share, Limit("kl/token", most=settings.kl)), together=True)
         case HingeConfig() | SlicConfig():
             return Rule("sampled/mass_top10" if sampled else "mass/top10")
         case _:
             return Rule("sampled/entropy_top10" if sampled else "entropy/top10", with_loss=True)
 
 
-def judge(records: Sequence[Record], rule: Rule | tuple[Limit, ...], settings: WatchSettings) -> Verdict:
+def judge(records: Sequence[Record], rule: Rule | Limits, settings: WatchSettings) -> Verdict:
     """The verdict after the last record, each one before it judged as it was seen then."""
     verdict = Verdict()
     for count in range(1, len(records) + 1):
@@ -165,7 +181,7 @@ def judge(records: Sequence[Record], rule: Rule | tuple[Limit, ...], settings: W
 
 
 def judged_on(
-    before: Verdict, records: Sequence[Record], rule: Rule | tuple[Limit, ...], settings: WatchSettings
+    before: Verdict, records: Sequence[Record], rule: Rule | Limits, settings: WatchSettings
 ) -> Verdict:
     """The verdict one evaluation after `before`; `records` are all so far, the new one last."""
     courses = isinstance(rule, Rule)
@@ -197,7 +213,7 @@ def _by_course(records: Sequence[Record], rule: Rule, settings: WatchSettings) -
         return found
     turn = _turn(points, rule, settings)
     improves = _improves(course(records, "loss"), settings) if rule.with_loss else None
-    return replace(found, alarm=turn.moved and not improves, turn=turn, loss_improves=improves)
+    return replace(found, alarm=turn.moved and not improves, turns=(turn,), loss_improves=improves)
 
 
 def _turn(points: Sequence[Point], rule: Rule, settings: WatchSettings) -> Turn:
@@ -247,29 +263,30 @@ def _extremes(records: Sequence[Record], rule: Rule) -> tuple[int, ...]:
 # --- limits --------------------------------------------------------------------------------------------
 
 
-def _against_limits(records: Sequence[Record], limits: Sequence[Limit]) -> Verdict:
-    """The last evaluation against each limit; an alarm keeps the last one within all of them."""
+def _against_limits(records: Sequence[Record], limits: Limits) -> Verdict:
+    """The last evaluation against its limits; an alarm keeps the best one within them."""
     start = records[0]
-    within = [one.step for one in records if not any(turn.moved for turn in _turns(start, one, limits))]
-    held = tuple(step for step in within[-1:] if step > 0)
-    measured = [record for record in records if any(limit.indicator in record.metrics for limit in limits)]
+    within = [one for one in records if one.step > 0 and not limits.passed(_turns(start, one, limits))]
+    # Without a held-out loss they tie, and the last one is taken.
+    best = min(reversed(within), key=lambda one: one.metrics.get("loss", math.inf), default=None)
+    held = () if best is None else (best.step,)
+    names = [limit.indicator for limit in limits.each]
+    measured = [record for record in records if any(name in record.metrics for name in names)]
     found = Verdict(evaluations=len(measured), least=2, keep=max(held, default=None), held=held)
-    turns = _turns(start, records[-1], limits)
-    if len(measured) < found.least or not turns:
+    if len(measured) < found.least:
         return found
-    # The one that is past its limit, or else the first.
-    turn = max(turns, key=lambda one: one.moved)
-    return replace(found, alarm=turn.moved, turn=turn)
+    turns = tuple(_turns(start, records[-1], limits))
+    return replace(found, alarm=limits.passed(turns), turns=turns)
 
 
-def _turns(start: Record, now: Record, limits: Sequence[Limit]) -> list[Turn]:
+def _turns(start: Record, now: Record, limits: Limits) -> list[Turn]:
     """How far every metric went that was measured, and how far it may."""
     found = []
-    for limit in limits:
+    for limit in limits.each:
         value = now.metrics.get(limit.indicator)
         if value is None:
             continue
         first, rises = start.metrics.get(limit.indicator, 0.0), limit.most < math.inf
         margin = limit.most - first if rises else (1 - limit.least) * first
-        found.append(Turn(limit.indicator, start.step, first, value, margin, rises))
+        found.append(Turn(limit.indicator, start.step, first, value, margin, rises, limited=True))
     return found

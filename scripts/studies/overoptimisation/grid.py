@@ -34,6 +34,9 @@ GRID = (
 )
 """Around the defaults; slic is the paper's hinge, whose strength is the weight of its regulariser."""
 
+CALIBRATION = (0, 1)
+"""Seeds whose runs the rule's numbers may be chosen by."""
+
 DEMO = (
     *("train.dtype=bfloat16", "train.lr=2e-5", "train.schedule=constant", "train.steps=72"),
     *("dataset=demo", "dataset.pairs=96", "dataset.eval_pairs=144", "dataset.gold_samples=144"),

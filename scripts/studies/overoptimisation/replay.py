@@ -13,16 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from grid import Run
+from grid import Arm, Run
 
 from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
 from alignctl.config import TrainConfig, WatchSettings
 from alignctl.evaluate.statistics import wilson
 from alignctl.train.watch.course import Record
-from alignctl.train.watch.rule import Limit, judge, rule_of
+from alignctl.train.watch.rule import Limit, Limits, judge, rule_of
 
 CLOSE = 0.03
 """What is kept is good when its gold score lies within that share of the best."""
@@ -38,7 +39,7 @@ class Candidate:
     name: str
     watch: Mapping[str, object] = field(default_factory=dict)
     """Settings that differ from the default's; none for what needs no rule."""
-    limit: Limit | None = None
+    limits: Limits | None = None
     """Instead of the rule of these settings."""
     best: Callable[[Record], float] | None = None
     """No rule: the evaluation at which this is highest."""
@@ -48,9 +49,17 @@ CANDIDATES = (
     Candidate("to the end", best=lambda record: record.step),
     Candidate("lowest held-out loss", best=lambda record: -record.metrics["loss"]),
     Candidate("likeliest chosen answers", best=lambda record: record.metrics["likelihood/chosen"]),
-    *(Candidate(f"displacement above {most:g}", {"displaced": most}) for most in (0.2, 0.3, 0.4, 0.5, 0.6)),
     *(
-        Candidate(f"KL above {most:g} nats a token", limit=Limit("kl/token", most=most))
+        Candidate(f"displacement above {share:g}, KL above {kl:g}", {"displaced": share, "kl": kl})
+        for share in (0.3, 0.4, 0.5)
+        for kl in (0.25, 0.5, 1.0)
+    ),
+    *(
+        Candidate(f"displacement above {most:g}", limits=Limits((Limit("displacement", most=most),)))
+        for most in (0.3, 0.4, 0.5)
+    ),
+    *(
+        Candidate(f"KL above {most:g} nats a token", limits=Limits((Limit("kl/token", most=most),)))
         for most in (0.25, 0.5, 1.0)
     ),
     *(
@@ -161,15 +170,21 @@ def _kept(candidate: Candidate, run: Run, records: Sequence[Record]) -> tuple[in
     lowest = min(trained, key=lambda record: record.metrics["loss"]).step
     if candidate.best is not None:
         return None, max(trained, key=candidate.best).step
-    config = load(open_conf(None), [f"algo={run.arm.algo}", run.arm.setting])
-    assert isinstance(config, TrainConfig)
+    config = _config(run.arm)
     settings = WatchSettings.model_validate(config.watch.model_dump() | dict(candidate.watch))
-    rule = rule_of(config.algo, settings) if candidate.limit is None else (candidate.limit,)
+    rule = candidate.limits or rule_of(config.algo, settings)
     for count in range(1, len(records) + 1):
         verdict = judge(records[:count], rule, settings)
         if verdict.alarm:
             return records[count - 1].step, verdict.keep or lowest
     return None, lowest
+
+
+@cache
+def _config(arm: Arm) -> TrainConfig:
+    config = load(open_conf(None), [f"algo={arm.algo}", arm.setting])
+    assert isinstance(config, TrainConfig)
+    return config
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:

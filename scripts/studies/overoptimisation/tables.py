@@ -12,7 +12,7 @@ from runs import Dot, markdown, scatter
 
 from alignctl.train.watch.course import Record
 
-DEFAULT = "displacement above 0.4"
+DEFAULT = "displacement above 0.4, KL above 0.5"
 """What alignctl does unless told otherwise."""
 
 
