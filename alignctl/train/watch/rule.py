@@ -269,10 +269,11 @@ def _against_limits(records: Sequence[Record], limits: Limits) -> Verdict:
     within = [one for one in records if one.step > 0 and not limits.passed(_turns(start, one, limits))]
     # Without a held-out loss they tie, and the last one is taken.
     best = min(reversed(within), key=lambda one: one.metrics.get("loss", math.inf), default=None)
-    held = () if best is None else (best.step,)
+    keep = None if best is None else best.step
+    held = () if keep is None else (keep,)
     names = [limit.indicator for limit in limits.each]
     measured = [record for record in records if any(name in record.metrics for name in names)]
-    found = Verdict(evaluations=len(measured), least=2, keep=max(held, default=None), held=held)
+    found = Verdict(evaluations=len(measured), least=2, keep=keep, held=held)
     if len(measured) < found.least:
         return found
     turns = tuple(_turns(start, records[-1], limits))
