@@ -11,49 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from soups import UNIFORM, based, held, same_bits, soup
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from alignctl.config.soup import (
-    DareSoup,
-    SlerpSoup,
-    SoupMethod,
-    TaskArithmeticSoup,
-    TiesSoup,
-    UniformSoup,
-    WeightedSoup,
-)
+from alignctl.config.soup import SlerpSoup, SoupMethod, WeightedSoup
 from alignctl.errors import SetupError
 from alignctl.models.soup import stream
 from alignctl.models.soup.members import open_member
-from alignctl.models.soup.merge import souped_tensors, write_soup
+from alignctl.models.soup.merge import souped_tensors
 from alignctl.models.soup.writer import Entry, into_shards
-
-UNIFORM = UniformSoup(method="uniform")
-
-
-def based(kind: str, **settings: Any) -> SoupMethod:
-    classes = {"task-arithmetic": TaskArithmeticSoup, "ties": TiesSoup, "dare": DareSoup}
-    return classes[kind].model_validate(
-        {"method": kind, "base": "x", "weights": None, "lambda": 1.0} | settings
-    )
-
-
-def held(directory: Path) -> dict[str, Tensor]:
-    return {n: t for file in sorted(directory.glob("*.safetensors")) for n, t in load_file(file).items()}
-
-
-def soup(out: Path, directories: list[Path], method: SoupMethod = UNIFORM, **settings: Any):
-    base = settings.pop("base", None)
-    opened = None if base is None else open_member(str(base))
-    return write_soup([open_member(str(d)) for d in directories], method, out, base=opened, **settings)
-
-
-def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        a[n].dtype == b[n].dtype and torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a
-    )
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

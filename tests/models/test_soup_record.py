@@ -6,53 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from soups import UNIFORM, based, held, same_bits, soup
 
-from alignctl.config.soup import (
-    DareSoup,
-    GreedySoup,
-    SlerpSoup,
-    SoupMethod,
-    SweepSoup,
-    TaskArithmeticSoup,
-    TiesSoup,
-    UniformSoup,
-)
+from alignctl.config.soup import GreedySoup, SlerpSoup, SoupMethod, SweepSoup
 from alignctl.models.soup.distances import layer_of
-from alignctl.models.soup.members import open_member
-from alignctl.models.soup.merge import write_soup
-
-UNIFORM = UniformSoup(method="uniform")
-
-
-def based(kind: str, **settings: Any) -> SoupMethod:
-    classes = {"task-arithmetic": TaskArithmeticSoup, "ties": TiesSoup, "dare": DareSoup}
-    return classes[kind].model_validate(
-        {"method": kind, "base": "x", "weights": None, "lambda": 1.0} | settings
-    )
-
-
-def held(directory: Path) -> dict[str, Tensor]:
-    return {n: t for file in sorted(directory.glob("*.safetensors")) for n, t in load_file(file).items()}
-
-
-def soup(out: Path, directories: list[Path], method: SoupMethod = UNIFORM, **settings: Any):
-    base = settings.pop("base", None)
-    opened = None if base is None else open_member(str(base))
-    return write_soup([open_member(str(d)) for d in directories], method, out, base=opened, **settings)
-
-
-def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        a[n].dtype == b[n].dtype and torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a
-    )
-
 
 METHODS: dict[str, SoupMethod] = {
     "uniform": UNIFORM,

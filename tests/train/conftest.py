@@ -75,7 +75,9 @@ def three(tiny: Callable[..., LlamaForCausalLM]) -> SimpleNamespace:
         policy=_policy,
         reference=_reference,
         sampled=_sampled,
+        answers_in=_answers_in,
         token_logps=_token_logps,
+        plain_values=_plain_values,
         drawn=_drawn,
         rows=_rows,
     )
@@ -105,11 +107,25 @@ def _sampled(groups: Sequence[Sequence[tuple[int, ...]]]) -> Sampled:
     return Sampled(examples=examples, rows=(), texts=("",) * len(answers), ended=ended)
 
 
+def _answers_in(sampled: Sampled) -> list[tuple[int, ...]]:
+    return [tuple(branch.tolist()) for example in sampled.examples for branch in example.branches]
+
+
 def _token_logps(model: LlamaForCausalLM, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
     """The plain way: one sequence, whole logits."""
     ids = torch.tensor([[*prompt, *answer]])
     logps = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
     return torch.stack([logps[len(prompt) - 1 + place, token] for place, token in enumerate(answer)])
+
+
+def _plain_values(critic: Critic, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    """Values before each token, of a critic of its own, one sequence at a time."""
+    assert critic.own is not None
+    set_attention(critic.own.causal_lm, "padded")
+    ids = torch.tensor([[*prompt, *answer]])
+    states = critic.own.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+    set_attention(critic.own.causal_lm, critic.own.layout)
+    return (states @ critic.head.weight[0] + critic.head.bias[0])[len(prompt) - 1 : -1]
 
 
 def _drawn(critic: Critic) -> Critic:

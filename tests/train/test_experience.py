@@ -4,7 +4,6 @@ single sequences of a real Llama of three tokens."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,28 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignctl.models.critic import Critic, separate_critic
-from alignctl.models.policy import set_attention
-from alignctl.records import Experience, Layout, Sampled
+from alignctl.models.critic import separate_critic
+from alignctl.records import Experience, Layout
 from alignctl.train.experience import answers_of, collect
 
 BETA = 0.3
 ALL, ONE = 100_000, 1
 """Forward passes of everything, and of one prompt."""
-
-
-def plain_values(critic: Critic, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """Values before each token, of a critic of its own, one sequence at a time."""
-    assert critic.own is not None
-    set_attention(critic.own.causal_lm, "padded")
-    ids = torch.tensor([[*prompt, *answer]])
-    states = critic.own.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-    set_attention(critic.own.causal_lm, critic.own.layout)
-    return (states @ critic.head.weight[0] + critic.head.bias[0])[len(prompt) - 1 : -1]
-
-
-def answers_in(sampled: Sampled) -> list[tuple[int, ...]]:
-    return [tuple(branch.tolist()) for example in sampled.examples for branch in example.branches]
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
@@ -55,10 +39,10 @@ def test_packed_rows_are_scored_as_plain_sequences_whatever_ids_they_hold(
         BETA,
         token_budget=budget,
     )
-    answers = answers_in(sampled)
+    answers = three.answers_in(sampled)
     logps = [three.token_logps(three.model(), three.prompt, answer).detach() for answer in answers]
     other = [three.token_logps(three.model(seed=1), three.prompt, answer).detach() for answer in answers]
-    values = [plain_values(critic, three.prompt, answer).tolist() for answer in answers]
+    values = [three.plain_values(critic, three.prompt, answer).tolist() for answer in answers]
     to_come = [
         (-BETA * (a - b)).flip(0).cumsum(0).flip(0).tolist() for a, b in zip(logps, other, strict=True)
     ]
@@ -85,7 +69,7 @@ def test_without_a_critic_every_token_has_its_answers_advantage(three: SimpleNam
     # The third answer was cut.
     counted = [1.0, -0.5, -1.0, 2.0]
     totals = []
-    for answer, score in zip(answers_in(sampled), counted, strict=True):
+    for answer, score in zip(three.answers_in(sampled), counted, strict=True):
         ratio = three.token_logps(three.model(), three.prompt, answer) - three.token_logps(
             three.model(seed=1), three.prompt, answer
         )
@@ -129,7 +113,7 @@ def test_metrics_of_a_rollout_with_standard_errors_over_prompts(three: SimpleNam
         BETA,
         token_budget=ALL,
     )
-    answers = answers_in(three.mixed)
+    answers = three.answers_in(three.mixed)
     with torch.no_grad():
         logps = [three.token_logps(three.model(), three.prompt, answer) for answer in answers]
         ratios = [
@@ -213,7 +197,7 @@ def test_discount_and_decay_are_each_their_own(three: SimpleNamespace) -> None:
         0.0,
         token_budget=ALL,
     )
-    first, second = plain_values(critic, three.prompt, (0, 2)).tolist()
+    first, second = three.plain_values(critic, three.prompt, (0, 2)).tolist()
     late = 1.0 - second
     early = 0.5 * second - first + 0.5 * 0.75 * late
     assert experience.advantages[0].tolist() == pytest.approx([early, late], abs=1e-10)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from alignctl.config import PpoConfig
 from alignctl.models.critic import Critic, separate_critic, trained_modules, trunk_critic
-from alignctl.models.policy import Policy, set_attention
+from alignctl.models.policy import Policy
 from alignctl.records import Experience, Layout, Sampled
 from alignctl.train.experience import collect
 from alignctl.train.ppo_step import minibatch_backward
@@ -24,20 +23,6 @@ from alignctl.train.ppo_step import minibatch_backward
 BETA = 0.3
 ALL, ONE = 100_000, 1
 """Micro-batches of everything, and of one prompt."""
-
-
-def plain_values(critic: Critic, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """Values before each token, of a critic of its own, one sequence at a time."""
-    assert critic.own is not None
-    set_attention(critic.own.causal_lm, "padded")
-    ids = torch.tensor([[*prompt, *answer]])
-    states = critic.own.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-    set_attention(critic.own.causal_lm, critic.own.layout)
-    return (states @ critic.head.weight[0] + critic.head.bias[0])[len(prompt) - 1 : -1]
-
-
-def answers_in(sampled: Sampled) -> list[tuple[int, ...]]:
-    return [tuple(branch.tolist()) for example in sampled.examples for branch in example.branches]
 
 
 def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -102,7 +87,7 @@ def test_the_first_gradient_is_the_policy_gradient(
     )
     found, metrics = update_gradients(policy, critic, three.mixed, experience, config)
     model = three.model()
-    answers = answers_in(three.mixed)
+    answers = three.answers_in(three.mixed)
     total = torch.zeros((), dtype=torch.float64)
     for answer, row in zip(answers, three.rows(experience.advantages, experience), strict=True):
         total = (
@@ -132,10 +117,10 @@ def test_the_critics_gradient_is_that_of_half_the_squared_error(three: SimpleNam
         token_budget=ALL,
     )
     found, metrics = update_gradients(policy, critic, three.mixed, experience, config)
-    answers = answers_in(three.mixed)
+    answers = three.answers_in(three.mixed)
     total = torch.zeros((), dtype=torch.float64)
     for answer, row in zip(answers, three.rows(experience.returns, experience), strict=True):
-        values = plain_values(critic, three.prompt, answer)
+        values = three.plain_values(critic, three.prompt, answer)
         total = total + 0.5 * (values - torch.tensor(row, dtype=torch.float64)).square().sum()
     loss = total / sum(map(len, answers))
     read = {name: p for name, p in critic.named_parameters() if f"critic.{name}" in found}
