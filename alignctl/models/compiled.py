@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from alignctl.errors import SetupError
 from alignctl.models import attention
 from alignctl.models.gate import PROOF
-from alignctl.models.machine import cache_root
+from alignctl.models.machine import compiled_code
 from alignctl.models.packing import pack
 from alignctl.models.policy import Policy, branch_logps
 
@@ -36,7 +36,7 @@ def compile_layers(policy: Policy) -> None:
     compiler, or a layer that it does not understand.
     """
     # Where the next run finds the code again: 8 s instead of 40 on the machine above.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code()))
     AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.tree_attention))
     compiled: dict[type[nn.Module], Forward] = {}
     for layer in policy.causal_lm.get_decoder().modules():

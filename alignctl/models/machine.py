@@ -14,6 +14,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("ALIGNCTL_CACHE") or Path.home() / ".cache" / "alignctl")
 
 
+def compiled_code() -> Path:
+    """Where torch.compile leaves its code: it depends on the model alone, so later runs find it."""
+    return cache_root() / "compiled"
+
+
 def total_memory() -> int:
     """Bytes of main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -14,7 +14,7 @@ from pathlib import Path
 from measurements import Case, Run, read_run
 from worker import LR, Job
 
-from alignctl.models.machine import cache_root
+from alignctl.models.machine import compiled_code
 
 SCRIPTS = {
     "alignctl": "side_alignctl.py",
@@ -97,8 +97,8 @@ def start(bench: Bench, job: Job, directory: str) -> subprocess.CompletedProcess
         # As the command line sets it for itself before torch is imported (alignctl/cli).
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        # What is compiled depends on the model alone: later runs of a user find it, so do later rounds.
-        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+        # The user's own, beside an empty cache: later rounds find the code as later runs of a user do.
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code()))
     begun = json.dumps(asdict(replace(job, started=time.monotonic())))
     return subprocess.run(
         [python, script, begun], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
