@@ -2,9 +2,39 @@
 
 A message says what is wrong (the key as typed, the rule, the value), each hint says a way on. Whoever
 raises one writes for a person at a terminal: at most a dozen lines, no traceback.
+
+Messages quote what others wrote (file names, keys, values, what a server said). So they are made fit to be
+shown in one place, when they are rendered: nothing in them can steer a terminal or fill the screen.
 """
 
 from __future__ import annotations
+
+LONGEST_LINE = 1000
+"""Characters of a message or a hint that are shown."""
+CUT = " ... "
+
+
+def readable(text: str, limit: int = LONGEST_LINE) -> str:
+    """Foreign text fit for a terminal: one line, printable, at most `limit` characters.
+
+    White space becomes blanks, other unprintable characters their escapes (`\\x1b`, `\\ud800`). Of what is
+    too long the middle is left out, since what is quoted mostly stands between what is wrong and why.
+    """
+    # Cut before the letters are looked at, as there may be millions, and after, as escapes are longer.
+    return _shortened("".join(map(_printable, _shortened(text, limit))), limit)
+
+
+def _printable(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode("ascii")
+
+
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = (limit - len(CUT)) // 3
+    return text[: limit - len(CUT) - end] + CUT + text[-end:]
 
 
 class AlignctlError(Exception):
@@ -19,11 +49,18 @@ class AlignctlError(Exception):
 
     def render(self) -> str:
         """The text for stderr: `error: ...`, then one indented line per hint."""
-        return "\n".join([f"error: {self.message}", *(f"  {hint}" for hint in self.hints)])
+        return "\n".join([f"error: {readable(self.message)}", *self._indented_hints()])
+
+    def _indented_hints(self) -> list[str]:
+        return [f"  {readable(hint)}" for hint in self.hints]
 
     def as_json(self) -> dict[str, str | int | list[str]]:
         """The same for programs (`--format json`)."""
-        return {"error": self.message, "hints": list(self.hints), "exit_code": self.exit_code}
+        return {
+            "error": readable(self.message),
+            "hints": [readable(hint) for hint in self.hints],
+            "exit_code": self.exit_code,
+        }
 
 
 class UsageError(AlignctlError):
@@ -71,4 +108,4 @@ class Interrupted(AlignctlError):
 
     def render(self) -> str:
         """Not an error: the same layout without the word."""
-        return "\n".join([self.message, *(f"  {hint}" for hint in self.hints)])
+        return "\n".join([readable(self.message), *self._indented_hints()])

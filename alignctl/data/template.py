@@ -1,16 +1,15 @@
 """A tokenizer's chat template: applying it, proving it fit for training, and finding where an answer ends.
 
-A template is a program from a stranger, run in transformers' sandbox. What an answer ends with is not
-declared anywhere, so it is read off one canary conversation; training and generation both take it from
-here, so a model stops at exactly the token it was taught to stop at.
+A template is a program from a stranger, run in transformers' sandbox, and the first time under limits, in a
+process of its own (sandbox.py). What an answer ends with is not declared anywhere, so it is read off one
+canary conversation; training and generation both take it from here, so a model stops at exactly the token it
+was taught to stop at.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateSyntaxError
 
 from alignctl.data.bad_rows import RowFault
-from alignctl.errors import DataError
+from alignctl.data.sandbox import Allowance, Overrun, render_apart
+from alignctl.errors import DataError, readable
 from alignctl.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_TEMPLATE = 64 * 1024
-MAX_SECONDS = 1.0
+LONGEST_QUOTE = 120
 QUESTION = "alpha"
 ANSWER = "omega"
 ROUND_TRIP = ("Hello, world!", "naïve café, 你好 🙂", "one\n\ntwo\tthree  four", "x = [1, 2]; y = {'a': 0}")
@@ -86,7 +86,7 @@ def apply_template(
         line = _template_line(error)
         where = f", template line {line}" if line else ""
         # The message may quote the row; a terminal must not obey what stands in it.
-        said = "".join(letter if letter.isprintable() else " " for letter in str(error)[:120])
+        said = readable(str(error), LONGEST_QUOTE)
         raise RowFault("prompt", "the chat template refuses it", said + where) from error
 
 
@@ -230,13 +230,16 @@ def _canary_tail(tokenizer: PreTrainedTokenizerBase) -> str:
         raise DataError(f"the chat template has {size} characters, over the limit of {MAX_TEMPLATE}")
     question, answer = Message("user", QUESTION), Message("assistant", ANSWER)
     try:
-        bare, prompt, whole = _in_time(
+        bare, prompt, whole = render_apart(
             lambda: (
                 apply_template(tokenizer, [question], opens_answer=False),
                 apply_template(tokenizer, [question], opens_answer=True),
                 apply_template(tokenizer, [question, answer], opens_answer=False),
-            )
+            ),
+            Allowance(),
         )
+    except Overrun as error:
+        raise DataError(f"the chat template {error} on a plain question") from error
     except RowFault as fault:
         raise DataError(f"the chat template fails on a plain question: {fault.detail}") from fault
     if len(whole) > MAX_TEMPLATE + 16 * len(QUESTION + ANSWER):
@@ -249,30 +252,3 @@ def _canary_tail(tokenizer: PreTrainedTokenizerBase) -> str:
     if bare == prompt and not response.lstrip().startswith(ANSWER):
         raise DataError("the chat template ignores add_generation_prompt: it does not open an answer")
     return response[response.rindex(ANSWER) + len(ANSWER) :]
-
-
-def _in_time(work: Callable[[], tuple[str, str, str]]) -> tuple[str, str, str]:
-    """Run `work`, DataError once it has computed for MAX_SECONDS.
-
-    Processor time is what counts, so a busy machine condemns no template. A thread cannot be stopped, but
-    it is a daemon and the error ends the process.
-    """
-    results: list[tuple[str, str, str]] = []
-    faults: list[RowFault] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except RowFault as fault:
-            faults.append(fault)
-
-    thread = threading.Thread(target=run, daemon=True)
-    start = time.process_time()
-    thread.start()
-    while thread.is_alive() and time.process_time() - start < MAX_SECONDS:
-        thread.join(0.05)
-    if thread.is_alive():
-        raise DataError(f"the chat template takes more than {MAX_SECONDS:g} s on a plain question")
-    if faults:
-        raise faults[0]
-    return results[0]
