@@ -9,6 +9,21 @@ shown in one place, when they are rendered: nothing in them can steer a terminal
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_STORAGE_REFUSES = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOLCK, errno.EOPNOTSUPP),
+}
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+
 LONGEST_LINE = 1000
 """Characters of a message or a hint that are shown."""
 CUT = " ... "
@@ -109,3 +124,38 @@ class Interrupted(AlignctlError):
     def render(self) -> str:
         """Not an error: the same layout without the word."""
         return "\n".join([readable(self.message), *self._indented_hints()])
+
+
+def full_storage(error: BaseException, path: Path | str) -> SetupError | None:
+    """What to tell where `path` could not be written for lack of room; None for every other error."""
+    number = _error_number(error)
+    if number not in STORAGE_FULL:
+        return None
+    return SetupError(
+        f"cannot write {path}: {os.strerror(number)}",
+        "free some space, or raise the quota or the file size limit;",
+        "the same command then goes on where it stood",
+    )
+
+
+@contextmanager
+def storage_faults(path: Path | str) -> Generator[None]:
+    """Raise SetupError where the block fails because the storage is full or refuses to be written."""
+    try:
+        yield
+    except Exception as error:
+        if full := full_storage(error, path):
+            raise full from error
+        number = _error_number(error)
+        if number in _STORAGE_REFUSES:
+            raise SetupError(f"cannot write {path}: {os.strerror(number)}") from error
+        raise
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The operating system's error number; safetensors and tokenizers, written in Rust, give it only inside
+    their text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = None if isinstance(error, AlignctlError) else _RUST_ERRNO.search(str(error))
+    return int(found.group(1)) if found else None

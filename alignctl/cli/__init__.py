@@ -24,7 +24,7 @@ from alignctl.cli.flags import Flags, output_format, split_flags
 from alignctl.cli.mistakes import alternatives
 from alignctl.cli.options import RECIPE, Conf, all_groups, open_conf
 from alignctl.cli.topics import help_for
-from alignctl.errors import AlignctlError, Interrupted, UsageError
+from alignctl.errors import AlignctlError, Interrupted, UsageError, full_storage
 from alignctl.report.output import OutputFormat, discard_stdout, print_json
 
 
@@ -45,9 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain(Interrupted(signal.SIGINT, "stopped before the run began"), output)
     except Exception as error:
-        hint = "a fault in alignctl; ALIGNCTL_DEBUG=1 shows where"
-        return _complain(AlignctlError(f"unexpected {type(error).__name__}: {error}", hint), output)
+        return _complain(_told(error), output)
     return code
+
+
+def _told(error: Exception) -> AlignctlError:
+    """What no other part has put into words: a full disk wherever it was met, else a fault of ours."""
+    written = error.filename if isinstance(error, OSError) and error.filename else "a file"
+    return full_storage(error, written) or AlignctlError(
+        f"unexpected {type(error).__name__}: {error}", "a fault in alignctl; ALIGNCTL_DEBUG=1 shows where"
+    )
 
 
 def _ready_streams() -> None:

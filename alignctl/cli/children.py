@@ -1,50 +1,24 @@
 """Commands run as child processes, one after another, in a directory that one parent writes at a time.
 
 Shared by sweeps and recipes. A child per command, because GPU memory, compiled code and random state of one
-run must not reach the next.
+run must not reach the next. Children inherit the descriptor of the directory's lock: it lasts as long as one
+of them runs, also when the parent was killed and its last child goes on alone.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 from alignctl.cli.options import Conf
-from alignctl.errors import RunDirectoryError
 from alignctl.report.output import OutputFormat
-from alignctl.train.durable import storage_faults
 
 STDERR = 2
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a command that a signal stopped after it had saved."""
-
-
-@contextmanager
-def only_writer(directory: Path) -> Iterator[int]:
-    """Hold the directory's lock; gives its descriptor, raises RunDirectoryError when another holds it.
-
-    Children inherit the descriptor: the lock lasts as long as one of them runs, also when the parent was
-    killed and its last child goes on alone.
-    """
-    with storage_faults(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunDirectoryError(
-                f"{directory} is in use by another process", "wait for it, stop it, or choose another out="
-            ) from error
-        yield lock
-    finally:
-        os.close(lock)
 
 
 def child_command(conf: Conf, verb: str, words: Sequence[str], output: OutputFormat) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from alignctl.cli.children import STOPPED, child_command, only_writer, run_child
+from alignctl.cli.children import STOPPED, child_command, run_child
 from alignctl.cli.extras import need_for
 from alignctl.cli.options import Conf
 from alignctl.cli.recipe_plan import Chain, Stage, place
@@ -25,6 +25,7 @@ from alignctl.errors import AlignctlError, GateError, RunDirectoryError
 from alignctl.report.output import OutputFormat, print_json, print_note, print_result
 from alignctl.runners.lineage import SOUP_RECORD
 from alignctl.train.durable import remove, write_json
+from alignctl.train.lock import LOCK, only_writer
 
 RECORD = "recipe.json"
 
@@ -56,7 +57,7 @@ def run_chain(conf: Conf, chain: Chain, output: OutputFormat) -> int:
     """
     for stage in chain.stages:
         need_for(stage.config)
-    with only_writer(chain.directory) as lock:
+    with only_writer(chain.directory, chain.directory / LOCK) as lock:
         before = _record_in(chain.directory)
         if before is not None and chain.overwrite:
             _clear(chain.directory, before)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Glob
 
-from alignctl.cli.children import STOPPED, child_command, only_writer, run_child
+from alignctl.cli.children import STOPPED, child_command, run_child
 from alignctl.cli.compose import load
 from alignctl.cli.options import Conf, options
 from alignctl.cli.overrides import parsed, quoted
@@ -24,6 +24,7 @@ from alignctl.config import TrainConfig, request_hash
 from alignctl.errors import RunDirectoryError, UsageError
 from alignctl.report.output import OutputFormat, print_note, print_result
 from alignctl.train.durable import write_json
+from alignctl.train.lock import LOCK, only_writer
 
 MAX_JOBS = 256
 
@@ -108,7 +109,7 @@ def _run_of(conf: Conf, words: Sequence[str]) -> TrainConfig:
 def run_sweep(conf: Conf, words: Sequence[str], output: OutputFormat) -> int:
     """Run the jobs in order; returns the first exit code that is not 0. A stopped job stops the sweep."""
     sweep = plan(conf, words)
-    with only_writer(sweep.directory) as lock:
+    with only_writer(sweep.directory, sweep.directory / LOCK) as lock:
         jobs = _run_jobs(conf, sweep, lock, output)
     code = next((job.exit_code for job in jobs if job.exit_code), 0)
     print_result(

@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from alignctl.config import AdapterConfig, LoraAdapter, ModelConfig, NoAdapter, PinnedModel, TinyModel
 from alignctl.errors import SetupError, UsageError
+from alignctl.models.exhaustion import is_out_of_memory
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.policy import causal_lm
 from alignctl.models.reference import weights_fingerprint
@@ -215,6 +216,13 @@ def is_classifier(config: PretrainedConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
+def order_targets(model: PeftModel) -> None:
+    """PEFT keeps the names of adapted modules as a set, and would write them in an order that changes."""
+    for config in model.peft_config.values():
+        if isinstance(config, LoraConfig) and isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
+
+
 def name_base(base: str, directory: Path) -> None:
     """Write into a saved adapter which weights it belongs to: their `base_fingerprint`."""
     file = directory / ADAPTER_WEIGHTS
@@ -373,6 +381,8 @@ def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except LOADING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise SetupError(
             f"{name} cannot be loaded: {first}",

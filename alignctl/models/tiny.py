@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignctl.config import TinyModel
+from alignctl.errors import storage_faults
 from alignctl.models.machine import cache_root
 from alignctl.models.pinned import publish
 
@@ -69,10 +70,11 @@ def tiny_directory(config: TinyModel) -> Path:
     target = cache_root() / "models" / name
     if (target / "model.safetensors").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
-        made = Path(scratch) / "model"
-        tiny_model(config).save_pretrained(made)
-        tiny_tokenizer().save_pretrained(made)
-        publish(made, target)
+    with storage_faults(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
+            made = Path(scratch) / "model"
+            tiny_model(config).save_pretrained(made)
+            tiny_tokenizer().save_pretrained(made)
+            publish(made, target)
     return target

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
@@ -25,8 +26,17 @@ from alignctl.config import (
     TrainConfig,
     request_hash,
 )
-from alignctl.errors import RunDirectoryError, SetupError
-from alignctl.models.load import Source, Start, load_start, load_tokenizer, locate, locate_path, name_base
+from alignctl.errors import RunDirectoryError, SetupError, storage_faults
+from alignctl.models.load import (
+    Source,
+    Start,
+    load_start,
+    load_tokenizer,
+    locate,
+    locate_path,
+    name_base,
+    order_targets,
+)
 from alignctl.models.machine import cache_root
 from alignctl.models.pinned import pinned_directory
 from alignctl.runners.lineage import Lineage, lineage_of, read_config, trained_on, understand
@@ -82,16 +92,14 @@ def model_path(word: str, say: Say) -> str:
     return word if named.step is None else str(_written_out(named.path, named.step, say))
 
 
-def export_model(start: Start, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write the model as it is now as what plain transformers (or PEFT) opens, complete or not at all."""
-
-    def write(temporary: Path) -> None:
-        start.model.save_pretrained(str(temporary))
-        if isinstance(start.model, PeftModel):
-            name_base(start.base, temporary)
-        tokenizer.save_pretrained(str(temporary))
-
-    publish_directory(write, directory)
+def write_model(start: Start, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the model as it is now as what plain transformers (or PEFT) opens."""
+    if isinstance(start.model, PeftModel):
+        order_targets(start.model)
+    start.model.save_pretrained(str(directory))
+    if isinstance(start.model, PeftModel):
+        name_base(start.base, directory)
+    tokenizer.save_pretrained(str(directory))
 
 
 def locate_model(config: ModelConfig, say: Say) -> Source:
@@ -116,11 +124,12 @@ def _written_out(run: Path, step: int, say: Say) -> Path:
     target = cache_root() / "exports" / f"{run.resolve().name}-{step_name(step)}-{seal}"
     if not target.is_dir():
         say(f"writing step {step} of {run} as a model, once, to {target}")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with storage_faults(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         source = locate_model(config.model, say)
         start = load_start(source, config.adapter, seed=config.seed)
         restore_model(start.model, _policy_tensors(config, loaded))
-        export_model(start, load_tokenizer(source), target)
+        publish_directory(partial(write_model, start, load_tokenizer(source)), target)
     return target
 
 

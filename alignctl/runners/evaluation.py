@@ -25,6 +25,7 @@ from alignctl.evaluate.judges.contest import Judge
 from alignctl.evaluate.length import baselines
 from alignctl.evaluate.results import GateResult, ModelResult, Results, as_json
 from alignctl.evaluate.verdict import decide
+from alignctl.models.exhaustion import memory_faults
 from alignctl.models.load import Source
 from alignctl.report.console import ResultConsole, stderr_console
 from alignctl.report.evaluation_tables import print_evaluation, warning_words
@@ -49,6 +50,10 @@ from alignctl.train.run_directory import RunDirectory, open_run
 from alignctl.train.signals import leave_if_stopped, stop_signals
 
 DEFAULT_BETA = 0.1
+LESS_MEMORY = (
+    "try hardware.micro_tokens=1024 or less, eval.dtype=bfloat16,",
+    "or shorter rows and answers: eval.max_length, eval.max_new_tokens",
+)
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
 
 
@@ -79,7 +84,11 @@ class Field:
 def run(config: EvalConfig, *, argv: Sequence[str], overrides: Sequence[str], output: OutputFormat) -> int:
     """Evaluate; returns 0, raises GateError when a model is below a gate, else an AlignctlError."""
     out = run_directory(config)
-    with stop_signals() as stop, open_run(out, config, overrides, argv) as directory:
+    with (
+        stop_signals() as stop,
+        open_run(out, config, overrides, argv) as directory,
+        memory_faults(*LESS_MEMORY),
+    ):
         with open_panel(stderr_console(), f"alignctl eval  {out}", output=output) as panel:
             field = open_field(config, panel.note)
             data = _checked_data(config, field, directory, panel.working)

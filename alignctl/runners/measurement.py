@@ -18,6 +18,7 @@ import torch
 
 from alignctl.config import EvalConfig, NoAdapter
 from alignctl.data.rendering import render_prompt
+from alignctl.errors import storage_faults
 from alignctl.evaluate.judges.questions import conversation
 from alignctl.models.generation import sample
 from alignctl.models.load import Source
@@ -60,7 +61,8 @@ class AnswerFile:
     """answers.jsonl: every answer as it was sampled, and the store that a repeated command reads first."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with storage_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(path)
         self._known: dict[tuple[str, str, str], list[int]] = {}
         for line in _whole_lines(path):
@@ -74,9 +76,15 @@ class AnswerFile:
         return [np.array(self._known[key], dtype=np.int32) for key in keys]
 
     def put(self, record: Mapping[str, Any]) -> None:
-        """Keep an answer: fingerprint, kind, id, tokens, and what else a reader likes to see."""
-        self._lines.append(record)
-        self._known[record["fingerprint"], record["kind"], record["id"]] = list(record["tokens"])
+        """Keep an answer: fingerprint, kind, id, tokens, and what else a reader likes to see.
+
+        One that is there already, of a command that was killed among the answers of a model, stays the only
+        one: it was drawn from the same seed.
+        """
+        key = record["fingerprint"], record["kind"], record["id"]
+        if key not in self._known:
+            self._lines.append(record)
+            self._known[key] = list(record["tokens"])
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

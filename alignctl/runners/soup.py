@@ -19,6 +19,7 @@ from alignctl import __version__
 from alignctl.config import GreedySoup, SoupConfig, SweepSoup, base_model, request_hash, run_directory
 from alignctl.errors import RunDirectoryError
 from alignctl.evaluate.soup_points import SoupSearch, search_as_json
+from alignctl.models.exhaustion import memory_faults
 from alignctl.models.soup.members import Member, open_member
 from alignctl.models.soup.merge import write_soup
 from alignctl.models.soup.record import SoupReport
@@ -41,8 +42,14 @@ from alignctl.runners.lineage import (
     trained_on,
     understand,
 )
-from alignctl.train.durable import encode, publish_directory, write_bytes, write_json
+from alignctl.train.durable import encode, publish_directory, remove_leftovers_of, write_bytes, write_json
+from alignctl.train.lock import lock_beside, only_writer
 from alignctl.train.signals import StopFlag, leave_if_stopped, stop_signals
+
+LESS_MEMORY = (
+    "a plain merge holds a few pieces of a tensor per model, soup=ties a whole tensor of each;",
+    "soup=greedy and soup=sweep also score a model: hardware.micro_tokens=1024 or less",
+)
 
 
 def run(config: SoupConfig, *, argv: Sequence[str], output: OutputFormat) -> int:
@@ -50,8 +57,15 @@ def run(config: SoupConfig, *, argv: Sequence[str], output: OutputFormat) -> int
     out = Path(run_directory(config))
     console = stderr_console()
     named = [understand(word) for word in config.members]
-    _refuse_place(out, config, named)
-    with stop_signals() as stop, open_panel(console, f"alignctl soup  {out}", output=output) as panel:
+    _refuse_place(out, named)
+    with (
+        only_writer(out, lock_beside(out)),
+        stop_signals() as stop,
+        open_panel(console, f"alignctl soup  {out}", output=output) as panel,
+        memory_faults(*LESS_MEMORY),
+    ):
+        _refuse_finished(out, config)
+        remove_leftovers_of(out)
         members = [_open(word, panel) for word in config.members]
         base = base_model(config.soup)
         base_member = None if base is None else _open(base, panel)
@@ -77,7 +91,6 @@ def run(config: SoupConfig, *, argv: Sequence[str], output: OutputFormat) -> int
             write_bytes(directory / CARD, encode(card))
             reports.append(report)
 
-        out.parent.mkdir(parents=True, exist_ok=True)
         publish_directory(write, out)
     report = reports[0]
     print_result(
@@ -121,12 +134,16 @@ def _search(config: SoupConfig, members: list[Member], panel: Panel, stop: StopF
     return search(config, members, panel, stop)
 
 
-def _refuse_place(out: Path, config: SoupConfig, members: Sequence[Named]) -> None:
-    """Raise RunDirectoryError unless the place is free, empty, or a soup that may be replaced."""
+def _refuse_place(out: Path, members: Sequence[Named]) -> None:
+    """Raise RunDirectoryError where no soup may ever be put."""
     if out.resolve() in (Path("/"), Path.home().resolve()):
         raise RunDirectoryError(f"{out} cannot hold a soup", "name another place: out=DIR")
     if any(out.resolve() == member.path.resolve() for member in members):
         raise RunDirectoryError(f"{out} is one of the members", "name another place: out=DIR")
+
+
+def _refuse_finished(out: Path, config: SoupConfig) -> None:
+    """Raise RunDirectoryError unless the place is free, empty, or a soup that may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / SOUP_RECORD).is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from alignctl.runners.evaluation_data import EvaluationData, prepare_evaluation
 from alignctl.runners.evaluation_results import gold_scores, scored_pairs
 from alignctl.runners.measurement import AnswerFile, Sampler, open_policy
 from alignctl.runners.preparation import policy_of, resolve_device, scoring_tokens
+from alignctl.train.lock import lock_beside, only_writer
 from alignctl.train.signals import StopFlag, leave_if_stopped
 
 SHOWN = (
@@ -90,7 +92,13 @@ class Tried:
 
 def search(config: SoupConfig, members: Sequence[Member], panel: Panel, stop: StopFlag) -> SoupSearch:
     """Measure candidates and say which is best, with the paired gain over the best single member."""
-    bench = _bench(config, members, panel, stop)
+    answers = cache_root() / "searches" / f"{request_hash(config)}.jsonl"
+    with only_writer(answers, lock_beside(answers)):
+        return _found(_bench(config, members, answers, panel, stop))
+
+
+def _found(bench: Bench) -> SoupSearch:
+    config = bench.config
     if isinstance(config.soup, SweepSoup):
         tried = [
             _try(bench, (1 - alpha, alpha), alpha) for alpha in np.linspace(0, 1, config.soup.points).tolist()
@@ -186,7 +194,9 @@ def _compared(best: Tried, single: Tried, bench: Bench) -> Comparison:
 # --- what the candidates are measured with -------------------------------------------------------------
 
 
-def _bench(config: SoupConfig, members: Sequence[Member], panel: Panel, stop: StopFlag) -> Bench:
+def _bench(
+    config: SoupConfig, members: Sequence[Member], answers: Path, panel: Panel, stop: StopFlag
+) -> Bench:
     assert isinstance(config.soup, GreedySoup | SweepSoup)
     settings = _evaluation_of(config)
     models = [open_checkpoint(word, panel.note) for word in config.members]
@@ -210,7 +220,7 @@ def _bench(config: SoupConfig, members: Sequence[Member], panel: Panel, stop: St
         device=device,
         reference=None,
         beta=(betas.pop() if len(betas) == 1 else None) or DEFAULT_BETA,
-        store=AnswerFile(cache_root() / "searches" / f"{request_hash(config)}.jsonl"),
+        store=AnswerFile(answers),
         panel=panel,
         stop=stop,
     )

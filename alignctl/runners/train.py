@@ -10,13 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from alignctl.config import TrainConfig, learning_rate, request_hash, run_directory
 from alignctl.data.bad_rows import BadRows
 from alignctl.errors import AlignctlError
-from alignctl.models.memory import halved, is_out_of_memory, peak_memory_gb
+from alignctl.models.exhaustion import is_out_of_memory, memory_faults
+from alignctl.models.memory import halved, peak_memory_gb
 from alignctl.report.closing import Headline, Outcome, print_closing
 from alignctl.report.console import ResultConsole, stderr_console
 from alignctl.report.figures import Speed
@@ -34,7 +36,7 @@ from alignctl.runners.training_data import TrainingData, list_bad_rows, prepare_
 from alignctl.runners.watching import look
 from alignctl.runners.workload import longest_row
 from alignctl.train.checkpoint import load_step, save_checkpoint
-from alignctl.train.durable import encode, write_bytes
+from alignctl.train.durable import encode, publish_directory, write_bytes
 from alignctl.train.optimiser import restore_model, state_tensors
 from alignctl.train.progress import Kept, Progress, headline
 from alignctl.train.run_directory import RunDirectory, open_run
@@ -44,12 +46,21 @@ from alignctl.train.step import StepOut
 from alignctl.train.watch.anchor import ANCHOR
 
 NON_FINITE_LIMIT = 3
+LESS_MEMORY = (
+    "try adapter=lora, train.dtype=bfloat16, a shorter train.max_length,",
+    "or fewer and shorter answers where they are sampled: eval.max_new_tokens, algo.samples",
+)
+"""For what runs out outside a step, where the micro-batch has no say."""
 
 
 def run(config: TrainConfig, *, argv: Sequence[str], overrides: Sequence[str], output: OutputFormat) -> int:
     """Train one model; returns 0, everything else is raised as an AlignctlError."""
     out = run_directory(config)
-    with stop_signals() as stop, open_run(out, config, overrides, argv) as directory:
+    with (
+        stop_signals() as stop,
+        open_run(out, config, overrides, argv) as directory,
+        memory_faults(*LESS_MEMORY),
+    ):
         with open_panel(stderr_console(), f"alignctl train  {out}", output=output) as panel:
             data = _checked_data(config, directory, panel)
             steps = total_steps(config.train, len(data.rows))
@@ -132,7 +143,6 @@ def _train(job: Job, progress: Progress, stop: StopFlag) -> Progress:
     every, checkpoint = job.config.eval.every, job.config.checkpoint
     first = progress.step + 1 if progress.stopped is None else job.steps + 1
     for step in range(first, job.steps + 1):
-        torch.manual_seed(derived_seed("step", job.config.seed, step))
         began = time.monotonic()
         job, out = _step_within_memory(job, step, progress)
         _record_step(job, step, out, time.monotonic() - began)
@@ -155,10 +165,12 @@ def _step_within_memory(job: Job, step: int, progress: Progress) -> tuple[Job, S
     peak, settings = learning_rate(job.config), job.config.train
     lr = learning_rate_at(step, peak=peak, steps=job.steps, settings=settings)
     while True:
+        # A repeated step draws what a resumed one would.
+        torch.manual_seed(derived_seed("step", job.config.seed, step))
         try:
             plan = StepPlan(step, lr, job.plan.micro_tokens, progress.carried, progress.anchor)
             out = job.task.step(plan)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             longest = longest_row(job.config, job.data, job.start.policy.layout)
@@ -249,11 +261,14 @@ def _save(job: Job, progress: Progress) -> None:
 
 
 def _export(job: Job, progress: Progress, figures: Headline, kept: Kept) -> None:
-    """Write model/ from the kept checkpoint, its card last."""
+    """Write model/ from the kept checkpoint, its card with it: complete or absent."""
     if kept.step != progress.step:
         found = load_step(job.directory.checkpoints, kept.step, request=request_hash(job.config))
         restore_model(job.task.trained, found.tensors("model"))
-    model = job.directory.path / "model"
-    job.task.export(model)
-    # PEFT puts a form to be filled in where the card belongs.
-    write_bytes(model / CARD, encode(card_of_run(job, progress, figures, kept)))
+
+    def write(model: Path) -> None:
+        job.task.export(model)
+        # PEFT puts a form to be filled in where the card belongs.
+        (model / CARD).write_bytes(encode(card_of_run(job, progress, figures, kept)))
+
+    publish_directory(write, job.directory.path / "model")

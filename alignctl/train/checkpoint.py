@@ -27,14 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignctl.errors import RunDirectoryError
-from alignctl.train.durable import (
-    remove,
-    storage_faults,
-    sync_directory,
-    sync_tree,
-    temporary_name,
-)
+from alignctl.errors import RunDirectoryError, storage_faults
+from alignctl.train.durable import remove, sync_directory, sync_tree, temporary_name
 
 FORMAT = 1
 _MANIFEST = "MANIFEST.json"

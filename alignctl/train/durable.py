@@ -8,30 +8,20 @@ a crash leaves behind can be recognised by its name and cleaned.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from alignctl.errors import SetupError
+from alignctl.errors import storage_faults
 
 _TEMPORARY = re.compile(r"\.tmp-.+-[0-9a-f]{8}")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
-    *(errno.ENOLCK, errno.EOPNOTSUPP),
-}
-_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 
 def strict_json(value: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:
@@ -103,6 +93,13 @@ def remove_leftovers(directory: Path) -> None:
             _delete(directory / name)
 
 
+def remove_leftovers_of(target: Path) -> None:
+    """The same for what a crash left of one name; only the holder of that name's lock may call this."""
+    for name in filter(is_temporary, os.listdir(target.parent)):
+        if name.rpartition("-")[0] == f".tmp-{target.name}":
+            _delete(target.with_name(name))
+
+
 def temporary_name(target: Path) -> Path:
     """A fresh name beside the target."""
     return target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
@@ -138,32 +135,6 @@ def sync_tree(directory: Path) -> None:
             os.chmod(Path(folder, name), rights)
             sync_file(Path(folder, name))
         sync_directory(Path(folder))
-
-
-@contextmanager
-def storage_faults(path: Path) -> Iterator[None]:
-    """Raise SetupError where the block fails because the storage is full or refuses to be written."""
-    try:
-        yield
-    except Exception as error:
-        number = _error_number(error)
-        if number in _FULL:
-            raise SetupError(
-                f"cannot write {path}: {os.strerror(number)}",
-                "free some space, or raise the quota or the file size limit;",
-                "the same command then goes on from the newest checkpoint",
-            ) from error
-        if number in _REFUSED:
-            raise SetupError(f"cannot write {path}: {os.strerror(number)}") from error
-        raise
-
-
-def _error_number(error: Exception) -> int | None:
-    """The operating system's error number; safetensors, written in Rust, gives it only inside its text."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = _RUST_ERRNO.search(str(error)) if isinstance(error, SafetensorError) else None
-    return int(found.group(1)) if found else None
 
 
 def _delete(path: Path) -> None:

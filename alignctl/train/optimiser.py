@@ -24,6 +24,23 @@ def build_optimiser(model: nn.Module, *, weight_decay: float) -> torch.optim.Ada
     )
 
 
+@torch.no_grad()
+def make_moments(optimiser: torch.optim.Optimizer) -> None:
+    """Give every parameter that has a gradient its moments, as AdamW would at its first step.
+
+    AdamW makes them one by one while it already counts the step: where memory runs out among them, a
+    repeated step would begin from other moments. Made here, before anything moves, it begins from the same.
+    """
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter not in optimiser.state:
+                optimiser.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+
+
 def state_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """What `save_checkpoint` writes: file stem -> name -> tensor."""
     parameters = trained_parameters(model)

@@ -21,9 +21,9 @@ from alignctl.algos import ppo
 from alignctl.config import PpoConfig
 from alignctl.errors import OutOfMemoryError
 from alignctl.models.critic import Critic
+from alignctl.models.exhaustion import is_out_of_memory
 from alignctl.models.head import token_logps
 from alignctl.models.live_reference import LiveReference
-from alignctl.models.memory import is_out_of_memory
 from alignctl.models.packing import micro_batches, pack, positions
 from alignctl.models.policy import Policy, completion_hidden, head_parameters
 from alignctl.records import Example, Experience, Sampled
@@ -203,7 +203,7 @@ def _within_memory(
     while True:
         try:
             return *update(micro_tokens), micro_tokens
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if repeatable or not is_out_of_memory(error):
                 raise
             if micro_tokens <= longest_row:

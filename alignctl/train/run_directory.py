@@ -10,11 +10,9 @@ to the offsets noted in the checkpoint: they hold exactly the lines that belong 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import platform
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,22 +25,21 @@ import yaml
 
 from alignctl import __version__
 from alignctl.config import Config, as_plain, as_yaml, request_hash
-from alignctl.errors import Interrupted, RunDirectoryError, SetupError
+from alignctl.errors import Interrupted, RunDirectoryError, SetupError, storage_faults
 from alignctl.train.durable import (
     encode,
     is_temporary,
     remove,
     remove_leftovers,
-    storage_faults,
     strict_json,
     sync_directory,
     sync_file,
     write_bytes,
     write_json,
 )
+from alignctl.train.lock import LOCK, only_writer
 
 SCHEMA = 1
-_LOCK = ".lock"
 _RECORD = "run.json"
 _CONFIG = "config.yaml"
 _OVERRIDES = "overrides.txt"
@@ -170,7 +167,7 @@ def open_run(
     _refuse_foreign(path)
     with storage_faults(path):
         path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with only_writer(path, path / LOCK):
         remove_leftovers(path)
         remove_leftovers(path / "checkpoints")
         record = _usable_record(path, config)
@@ -219,42 +216,11 @@ def _refuse_foreign(path: Path) -> None:
         raise RunDirectoryError(f"{path} exists and is not a directory", "name another one: out=DIR")
     with storage_faults(path):
         names = sorted(os.listdir(path))
-    if _RECORD not in names and any(name != _LOCK and not is_temporary(name) for name in names):
+    if _RECORD not in names and any(name != LOCK and not is_temporary(name) for name in names):
         raise RunDirectoryError(
             f"{path} is not empty and not a run: it has no {_RECORD}",
             "nothing in it was touched; name another directory: out=DIR",
         )
-
-
-# --- lock ----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Be the only writer, or raise RunDirectoryError naming the one there is.
-
-    The file stays when the lock goes: removing it would let two processes lock two files of one name.
-    """
-    with storage_faults(path / _LOCK):
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        try:
-            with storage_faults(path / _LOCK):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunDirectoryError(
-                f"{path} is in use by {_holder(descriptor)}", "wait for it, stop it, or write into out=DIR"
-            ) from error
-        with storage_faults(path / _LOCK):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 300, 0).decode(errors="replace").strip() or "another process"
 
 
 # --- run.json, config.yaml, overrides.txt --------------------------------------------------------------

@@ -18,6 +18,7 @@ from alignctl.algos.pairs import pair_metrics, pair_view, row_weights
 from alignctl.models.packing import micro_batches, pack
 from alignctl.models.policy import Policy, branch_logps
 from alignctl.records import Example
+from alignctl.train.optimiser import make_moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ def optimiser_step(
         torch.nn.utils.clip_grads_with_norm_(trained, max_grad_norm, grad_norm)
         for group in optimiser.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        make_moments(optimiser)
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return {**metrics, "grad_norm": float(grad_norm), "lr": lr}, applied

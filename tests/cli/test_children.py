@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.cli.children import only_writer, run_child
+from alignctl.cli.children import run_child
 from alignctl.errors import RunDirectoryError
+from alignctl.train.lock import only_writer
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def lock(tmp_path: Path) -> Iterator[int]:
-    with only_writer(tmp_path / "chain") as descriptor:
+    with only_writer(tmp_path, tmp_path / "lock") as descriptor:
         yield descriptor
 
 
@@ -57,12 +58,12 @@ raise SystemExit(100 + len(seen))
 
 def test_a_directory_has_one_writer_at_a_time(tmp_path: Path):
     with (
-        only_writer(tmp_path),
-        pytest.raises(RunDirectoryError, match="in use by another process"),
-        only_writer(tmp_path),
+        only_writer(tmp_path, tmp_path / "lock"),
+        pytest.raises(RunDirectoryError, match=f"in use by process {os.getpid()}"),
+        only_writer(tmp_path, tmp_path / "lock"),
     ):
         pass
-    with only_writer(tmp_path):
+    with only_writer(tmp_path, tmp_path / "lock"):
         pass
 
 
@@ -70,8 +71,10 @@ def test_the_lock_lasts_as_long_as_a_child_that_lost_its_parent(tmp_path: Path):
     program = f"""
 import os, sys
 from pathlib import Path
-from alignctl.cli.children import only_writer, run_child
-with only_writer(Path({str(tmp_path)!r})) as lock:
+from alignctl.cli.children import run_child
+from alignctl.train.lock import only_writer
+place = Path({str(tmp_path)!r})
+with only_writer(place, place / "lock") as lock:
     waiting = "import sys; print('ready', flush=True); sys.stdin.read()"
     run_child([sys.executable, "-c", waiting], lock=lock, output="text")
 """
@@ -83,9 +86,9 @@ with only_writer(Path({str(tmp_path)!r})) as lock:
     assert parent.stdout.readline() == b"ready\n"
     parent.kill()
     parent.wait()
-    with pytest.raises(RunDirectoryError, match="in use"), only_writer(tmp_path):
+    with pytest.raises(RunDirectoryError, match="in use"), only_writer(tmp_path, tmp_path / "lock"):
         pass
     parent.stdin.close()  # the child reads to the end, and leaves
     parent.stdout.read()
-    with only_writer(tmp_path):
+    with only_writer(tmp_path, tmp_path / "lock"):
         pass

@@ -22,7 +22,6 @@ from alignctl.models.memory import (
     MicroBatch,
     Work,
     halved,
-    is_out_of_memory,
     peak_memory_gb,
     plan_memory,
     present_memory,
@@ -213,17 +212,3 @@ def test_halving_stops_at_the_longest_row():
         halved(second, longest_row=900)
     assert refusal.value.exit_code == 4
     assert "train.max_length=225" in " ".join(refusal.value.hints)
-
-
-def allocation_error() -> RuntimeError:
-    try:
-        torch.empty(2**60, dtype=torch.uint8)
-    except RuntimeError as error:
-        return error
-    raise AssertionError("an exbibyte was allocated")
-
-
-def test_out_of_memory_is_told_from_other_errors():
-    assert is_out_of_memory(allocation_error())
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))

@@ -353,6 +353,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_alike(tmp_path: Path):
     without_path = [[one | {"path": ""} for one in found["models"]] for found in (ended, undisturbed)]
     assert without_path[0] == without_path[1]
     assert ended["verdict"] == undisturbed["verdict"]
+    assert answers.read_bytes() == Path("both/answers.jsonl").read_bytes()
 
 
 # --- refusals and gates --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from alignctl.cli import main
+from alignctl.train.lock import lock_beside, only_writer
 
 TRAIN = [
     "model=tiny",
@@ -239,7 +241,21 @@ def test_mistakes_are_answered_and_leave_nothing(
     assert told in error
     assert "Traceback" not in error
     made = tmp_path / "soups"
-    assert not made.exists() or list(made.iterdir()) == []
+    assert not made.exists() or [path.name for path in made.iterdir()] == [".new.lock"]
+
+
+def test_a_second_soup_of_one_place_is_turned_away_and_a_killed_one_s_leftovers_go(
+    capsys: pytest.CaptureFixture[str],
+):
+    soups = Path("shared-place")
+    out, other = soups / "mean", soups / ".tmp-mean2-0123abcd"
+    with only_writer(out, lock_beside(out)):
+        assert main(["soup", "runs/0", "runs/1", f"out={out}"]) == 7
+    assert f"{out} is in use by process {os.getpid()}" in capsys.readouterr().err
+    for leftover in (soups / ".tmp-mean-0123abcd", other):
+        leftover.mkdir()
+    soup("runs/0", "runs/1", out=str(out))
+    assert sorted(path.name for path in soups.iterdir()) == [".mean.lock", other.name, "mean"]
 
 
 def test_a_finished_soup_is_replaced_only_when_asked(capsys: pytest.CaptureFixture[str]):

@@ -111,7 +111,10 @@ def test_the_model_directory_opens_with_plain_transformers_and_holds_the_kept_st
 
 def test_an_adapter_run_exports_an_adapter_that_opens_with_peft_and_can_be_trained_on() -> None:
     run = train("first", adapter="lora", train__lr="1e-2")
-    base = json.loads((run / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    written = json.loads((run / "model" / "adapter_config.json").read_text())
+    base, targets = written["base_model_name_or_path"], written["target_modules"]
+    assert targets == sorted(targets)
+    assert len(targets) == 14
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(run / "model"))
     assert all("lora" in name for name in weights(run))
     again = train("second", model=str(run), adapter="lora", train__lr="1e-3")

@@ -18,6 +18,7 @@ from alignctl.train.durable import (
     publish_directory,
     remove,
     remove_leftovers,
+    remove_leftovers_of,
     strict_json,
     temporary_name,
     write_bytes,
@@ -113,6 +114,16 @@ def test_leftovers_are_recognised_by_the_whole_name(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".tmp--", ".tmp-a-0123456G", ".tmp-mine", "tmp-a-01234567"]
     remove_leftovers(tmp_path / "absent")
+
+
+def test_leftovers_of_one_name_go_and_others_stay(tmp_path: Path) -> None:
+    others = [".tmp-soup-2-0123abcd", ".tmp-soup-x", "soup", ".tmp-s*p-0123abcd"]
+    for name in (*others, ".tmp-soup-0123abcd"):
+        (tmp_path / name).mkdir()
+    remove_leftovers_of(tmp_path / "soup")
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+    remove_leftovers_of(tmp_path / "s*p")
+    assert sorted(os.listdir(tmp_path)) == sorted(others[:-1])
 
 
 def test_removing_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:

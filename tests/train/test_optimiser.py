@@ -17,6 +17,7 @@ from alignctl.models.tiny import tiny_model
 from alignctl.train.optimiser import (
     MOMENTS,
     build_optimiser,
+    make_moments,
     restore_model,
     restore_optimiser,
     state_tensors,
@@ -154,3 +155,21 @@ def test_an_adapter_checkpoint_is_not_taken_for_a_whole_model() -> None:
 def test_the_weight_decay_reaches_the_optimiser_and_the_rate_waits_for_the_step() -> None:
     (group,) = build_optimiser(new_model(), weight_decay=0.25).param_groups
     assert (group["weight_decay"], group["lr"]) == (0.25, 0.0)
+
+
+def test_moments_made_beforehand_are_those_that_adamw_makes() -> None:
+    early, late = new_model(), new_model()
+    optimisers = [build_optimiser(model, weight_decay=0.1) for model in (early, late)]
+    early(input_ids=IDS, labels=IDS).loss.backward()
+    frozen = next(early.parameters())
+    frozen.grad = None
+    make_moments(optimisers[0])
+    assert frozen not in optimisers[0].state
+    train(early, optimisers[0], 1)
+    train(late, optimisers[1], 1)
+    for stem, group in state_tensors(late, optimisers[1]).items():
+        assert same_bits(state_tensors(early, optimisers[0])[stem], group)
+    train(late, optimisers[1], 1)
+    moved = state_tensors(late, optimisers[1])["optimizer"]
+    make_moments(optimisers[1])
+    assert same_bits(state_tensors(late, optimisers[1])["optimizer"], moved)

@@ -12,7 +12,7 @@ import json
 import math
 from pathlib import Path
 
-from alignctl.errors import SetupError
+from alignctl.errors import SetupError, storage_faults
 
 FILE = "verdicts.jsonl"
 
@@ -40,11 +40,8 @@ class VerdictCache:
     def put(self, key: str, value: float) -> None:
         """Keep a finite number. Raises SetupError when the file cannot be written."""
         line = json.dumps({"key": key, "value": value}, allow_nan=False).encode() + b"\n"
-        try:
-            with self._path.open("ab") as file:
-                file.write(b"\n" + line if self._torn else line)
-        except OSError as error:
-            raise SetupError(f"cannot write {self._path}: {error.strerror}") from error
+        with storage_faults(self._path), self._path.open("ab") as file:
+            file.write(b"\n" + line if self._torn else line)
         self._torn = False
         self._values[key] = value
 

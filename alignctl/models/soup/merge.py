@@ -7,7 +7,6 @@ is read once, by slerp twice, by TIES once more. Nothing but the output's own dt
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from alignctl.config.soup import OutputDtype, SlerpSoup, SoupMethod, given_weights
-from alignctl.errors import SetupError, UsageError
+from alignctl.errors import STORAGE_FULL, SetupError, UsageError
 from alignctl.models.soup.adapter_soup import write_adapter_soup
 from alignctl.models.soup.adapters import adapted_weights, base_of
 from alignctl.models.soup.checks import check_members
@@ -45,7 +44,6 @@ COPIED = (
     *("added_tokens.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt"),
     "chat_template.jinja",
 )
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_soup(
@@ -240,9 +238,8 @@ def _storage_faults(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_on = (
-            "free some space, or name another place with out=DIR" if error.errno in FULL else "check out=DIR"
-        )
+        full = error.errno in STORAGE_FULL
+        way_on = "free some space, or name another place with out=DIR" if full else "check out=DIR"
         raise SetupError(
             f"{error.filename or directory} cannot be written or read: {error.strerror}", way_on
         ) from error

@@ -22,7 +22,7 @@ from alignctl.models.policy import branch_logps, evaluating
 from alignctl.models.scoring import score
 from alignctl.records import Example
 from alignctl.report.terminal import Report
-from alignctl.runners.checkpoints import export_model
+from alignctl.runners.checkpoints import write_model
 from alignctl.runners.preparation import scoring_tokens
 from alignctl.runners.references import (
     Found,
@@ -108,7 +108,7 @@ class PairTask:
 
     def export(self, directory: Path) -> None:
         """The policy, or its adapter."""
-        export_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
+        write_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
 
 
 def open_pair_task(setup: Setup, algo: PairwiseConfig | HypoConfig) -> tuple[PairTask, Found]:

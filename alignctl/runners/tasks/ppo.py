@@ -25,7 +25,7 @@ from alignctl.models.live_reference import LiveReference
 from alignctl.models.load import load_start
 from alignctl.records import Example, Sampled
 from alignctl.report.terminal import Report
-from alignctl.runners.checkpoints import export_model
+from alignctl.runners.checkpoints import write_model
 from alignctl.runners.preparation import policy_of, scoring_tokens
 from alignctl.runners.references import find_reference, frozen
 from alignctl.runners.rewards import critic_start, open_reward
@@ -102,7 +102,7 @@ class PpoTask:
 
     def export(self, directory: Path) -> None:
         """The policy, or its adapter; the critic stays in the checkpoints."""
-        export_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
+        write_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
 
 
 def answer(

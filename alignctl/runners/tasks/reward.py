@@ -35,7 +35,6 @@ from alignctl.records import Example
 from alignctl.report.terminal import Report
 from alignctl.runners.preparation import scoring_tokens
 from alignctl.runners.tasks.task import Setup, StepPlan
-from alignctl.train.durable import publish_directory
 from alignctl.train.optimiser import build_optimiser
 from alignctl.train.reward_step import reward_backward
 from alignctl.train.step import StepOut, optimiser_step
@@ -100,7 +99,7 @@ class RewardTask:
 
     def export(self, directory: Path) -> None:
         """The sequence classifier, adapters merged."""
-        publish_directory(partial(save_reward_model, self.reward_model, self.tokenizer), directory)
+        save_reward_model(self.reward_model, self.tokenizer, directory)
 
 
 def open_reward_task(setup: Setup) -> RewardTask:

@@ -14,7 +14,7 @@ from alignctl.evaluate.held_out import Evaluation, evaluate_given_answers, joine
 from alignctl.models.scoring import score
 from alignctl.records import Example
 from alignctl.report.terminal import Report
-from alignctl.runners.checkpoints import export_model
+from alignctl.runners.checkpoints import write_model
 from alignctl.runners.preparation import scoring_tokens
 from alignctl.runners.tasks.answers import answer_held_out, judged
 from alignctl.runners.tasks.task import Setup, StepPlan
@@ -67,7 +67,7 @@ class SftTask:
 
     def export(self, directory: Path) -> None:
         """The policy, or its adapter."""
-        export_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
+        write_model(self.setup.start.loaded, self.setup.data.tokenizer, directory)
 
 
 def open_sft_task(setup: Setup) -> SftTask:

@@ -94,5 +94,5 @@ class Task(Protocol):
         ...
 
     def export(self, directory: Path) -> None:
-        """Write the model directory, whole or not at all."""
+        """Write what was trained into an empty directory, as plain transformers (or PEFT) opens it."""
         ...
