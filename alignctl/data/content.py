@@ -13,7 +13,8 @@ import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
-from alignctl.data.files import names_hub, open_hub
+from alignctl.data.files import names_hub
+from alignctl.data.through_datasets import hub_fingerprint
 
 SAMPLE = 1 << 22
 """Bytes, inflated, from which the number of lines of a file is estimated."""
@@ -31,7 +32,8 @@ def content_hash(path: str, split: str) -> str | None:
             return hashlib.sha256("\n".join([f"split {split}", *parts]).encode()).hexdigest()
     except OSError:
         return None
-    return _hub_fingerprint(path, split) if names_hub(path) else None
+    fingerprint = hub_fingerprint(path, split) if names_hub(path) else None
+    return f"hub {path} {split} {fingerprint}" if fingerprint else None
 
 
 def _file_hash(path: Path) -> str:
@@ -39,15 +41,6 @@ def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{found} {''.join(path.suffixes)}"
-
-
-def _hub_fingerprint(path: str, split: str) -> str | None:
-    from datasets.exceptions import DatasetsError
-
-    try:
-        return f"hub {path} {split} {open_hub(path, split)._fingerprint}"
-    except (OSError, ValueError, KeyError, DatasetsError):
-        return None
 
 
 def expected_records(path: str) -> int | None:

@@ -13,19 +13,16 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from alignctl.data.bad_rows import RowFault
 from alignctl.data.json_array import read_json_array
-from alignctl.errors import DataError, SetupError, UsageError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from alignctl.data.through_datasets import directory_rows, hub_rows, table_rows
+from alignctl.errors import DataError, SetupError
 
 MAX_ROW = 2**20
 """Bytes of one row."""
@@ -34,8 +31,6 @@ MAX_INFLATED = 8 * 2**30
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
 """Endings of local files that `datasets` reads, and its name for them."""
 
-SAVED = ("state.json", "dataset_dict.json")
-"""Files that only a directory written by `save_to_disk` holds."""
 MAGIC = {
     b"PAR1": "is a parquet file: rename it to end in .parquet",
     b"ARROW1": "is an Arrow file: rename it to end in .arrow",
@@ -65,10 +60,10 @@ def read_records(path: str, *, key: str, split: str, limit: int | None) -> Itera
     if source.is_file():
         records = _read_file(source, name)
     elif source.is_dir():
-        records = _rows(lambda: _open_directory(source, name, split), name, split)
+        records = directory_rows(source, split, name)
     elif names_hub(path):
         print(f"data: {path}, split {split}, from the Hugging Face hub or its cache", file=sys.stderr)
-        records = _rows(lambda: open_hub(path, split), name, split)
+        records = hub_rows(path, split, name)
     else:
         raise SetupError(
             f"{key}: there is no file {path}", "a hub data set is named owner/name, a file by its path"
@@ -83,7 +78,7 @@ def names_hub(path: str) -> bool:
 
 def _read_file(path: Path, name: str) -> Iterator[tuple[int, Record]]:
     if builder := TABLES.get(path.suffix):
-        return _rows(lambda: _open_table(path, builder), name, "train")
+        return table_rows(path, builder, name)
     if path.name.lower().removesuffix(".gz").endswith(".json") and _is_array(path):
         return _read_array(path)
     return read_json_lines(path)
@@ -206,67 +201,3 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_constant(literal: str) -> object:
     raise RowFault("row", "NaN and Infinity are not JSON", literal)
-
-
-# --- through datasets ----------------------------------------------------------------------------------
-
-
-def open_hub(path: str, split: str) -> Dataset:
-    """A split of OWNER/NAME or OWNER/NAME:CONFIG, from the hub or its cache; raises as `datasets` does.
-
-    `datasets` has no loading scripts any more, so nothing foreign is run.
-    """
-    from datasets import load_dataset
-
-    name, _, config = path.partition(":")
-    return load_dataset(name, config or None, split=split)
-
-
-# Local data is streamed, since copying it into the cache would only cost time and disk.
-def _open_table(path: Path, builder: str) -> Iterable[Any]:
-    from datasets import load_dataset
-
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    return load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
-
-
-def _open_directory(path: Path, name: str, split: str) -> Iterable[Any]:
-    """What `save_to_disk` wrote, or files that `load_dataset` understands."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
-    if not any((path / file).is_file() for file in SAVED):
-        return load_dataset(str(path), split=split, streaming=True)
-    saved = load_from_disk(str(path))
-    if isinstance(saved, DatasetDict):
-        tables = {str(known): table for known, table in saved.items()}
-    else:
-        # A single table is what there is to train on, whatever split it was made from.
-        tables = {"train": saved, str(saved.split or "train"): saved}
-    if split not in tables:
-        raise _no_split(name, split, f"it has {', '.join(tables)}")
-    return tables[split].with_format(None)
-
-
-def _rows(open_rows: Callable[[], Iterable[Any]], name: str, split: str) -> Iterator[tuple[int, Record]]:
-    from datasets.exceptions import DatasetsError
-
-    try:
-        yield from ((number, dict(row)) for number, row in enumerate(open_rows(), start=1))
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
-        lines = (str(error).strip() or type(error).__name__).splitlines()
-        reason = lines[0][:200]
-        if reason.lower().startswith(("unknown split", "bad split")):
-            raise _no_split(name, split, reason) from error
-        if reason.startswith("Config name is missing"):
-            raise UsageError(
-                f"{name} has several configurations: {' '.join(lines[1:2])[:200]}",
-                f"name one of them   {name}:CONFIG",
-            ) from error
-        raise SetupError(f"{name} cannot be loaded: {reason}") from error
-
-
-def _no_split(name: str, split: str, reason: str) -> UsageError:
-    return UsageError(
-        f"split {split} of {name} cannot be used: {reason}",
-        "dataset.split and dataset.eval_split name splits of dataset.path; of dataset.prompts it is train",
-    )

@@ -30,6 +30,7 @@ from transformers.utils import logging
 from alignctl.config import AdapterConfig, LoraAdapter, ModelConfig, NoAdapter, PinnedModel, TinyModel
 from alignctl.errors import SetupError, UsageError
 from alignctl.models.exhaustion import is_out_of_memory
+from alignctl.models.own_files import refuse_files_elsewhere
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.policy import causal_lm
 from alignctl.models.reference import weights_fingerprint
@@ -67,6 +68,8 @@ def locate(config: ModelConfig, say: Say) -> Source:
 def locate_path(path: str, revision: str | None = None) -> Source:
     """Resolve a directory (model, PEFT adapter or run) or a hub id."""
     directory = _model_directory(path)
+    if directory.is_dir():
+        refuse_files_elsewhere(directory)
     if _is_adapter(directory):
         return _locate_adapter(directory)
     if directory.is_dir():

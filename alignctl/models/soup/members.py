@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignctl.errors import SetupError
+from alignctl.models.own_files import refuse_files_elsewhere
 from alignctl.models.soup.files import INDEX, SINGLE, Place, places_of_file, places_of_model, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -37,6 +38,7 @@ def open_member(path: str, revision: str | None = None) -> Member:
     are not fit to be averaged.
     """
     directory = _run_model(path, _directory(path, revision))
+    refuse_files_elsewhere(directory)
     if (directory / ADAPTER_CONFIG).is_file():
         return _adapter(path, directory)
     _check_model_directory(directory)
