@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -29,7 +26,15 @@ from transformers.utils import logging
 
 from alignctl.config import AdapterConfig, LoraAdapter, ModelConfig, NoAdapter, PinnedModel, TinyModel
 from alignctl.errors import SetupError, UsageError
-from alignctl.models.exhaustion import is_out_of_memory
+from alignctl.models.claims import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    check_adapter,
+    check_config,
+    check_size,
+)
+from alignctl.models.foreign import read_config, translated
 from alignctl.models.own_files import refuse_files_elsewhere
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.policy import causal_lm
@@ -42,7 +47,6 @@ logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 Say = Callable[[str], None]
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE = "base_sha256"
 """In the header of an adapter's weights: what they were trained on; adapters of other tools have none."""
 
@@ -99,12 +103,11 @@ def _model_directory(path: str) -> Path:
 
 
 def _is_adapter(directory: Path) -> bool:
-    return (directory / "adapter_config.json").is_file()
+    return (directory / ADAPTER_CONFIG).is_file()
 
 
 def _locate_adapter(directory: Path) -> Source:
-    with _translated(str(directory)):
-        adapter = json.loads((directory / "adapter_config.json").read_text())
+    adapter = check_adapter(directory)
     base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise SetupError(
@@ -127,7 +130,7 @@ def _locate_adapter(directory: Path) -> Source:
 
 
 def _check_directory(directory: Path) -> None:
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG).is_file():
         raise SetupError(
             f"{directory} is not a model directory: it has no config.json",
             "give the directory that holds config.json",
@@ -146,7 +149,11 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template; an adapter's own files win over its base's."""
     own = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
     place = str(source.adapter) if own else source.base
-    with _translated(place):
+    with translated(place):
+        # transformers may build what stands in either config, to learn what kind of tokenizer it is.
+        read_config(source.base, source.revision)
+        if own and (Path(place) / CONFIG).is_file():
+            check_config(Path(place) / CONFIG)
         return AutoTokenizer.from_pretrained(
             place, revision=None if own else source.revision, trust_remote_code=False
         )
@@ -154,22 +161,23 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 def vocabulary_size(source: Source) -> int:
     """Rows of the embedding, from the config alone."""
-    with _translated(source.base):
-        config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+    with translated(source.base):
+        config = read_config(source.base, source.revision)
         return config.get_text_config().vocab_size
 
 
 def context_length(source: Source) -> int | None:
     """How many tokens the model can read, as its config says; None where it does not."""
-    with _translated(source.base):
-        config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+    with translated(source.base):
+        config = read_config(source.base, source.revision)
         return config.get_text_config().to_dict().get("max_position_embeddings")
 
 
 def load_weights(source: Source) -> PreTrainedModel | PeftModel:
     """The model in float32 on the CPU, dropout off; a PeftModel (trainable) when the source is an adapter."""
     config = _model_config(source)
-    with _translated(source.base):
+    _refuse_oversized(source, config)
+    with translated(source.base):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
             config=config,
@@ -187,8 +195,8 @@ def load_weights(source: Source) -> PreTrainedModel | PeftModel:
 
 
 def _model_config(source: Source) -> PretrainedConfig:
-    with _translated(source.base):
-        config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+    with translated(source.base):
+        config = read_config(source.base, source.revision)
     if config.to_dict().get("quantization_config"):
         raise SetupError(
             f"{source.base} is quantised; alignctl trains full-precision weights",
@@ -203,13 +211,23 @@ def _model_config(source: Source) -> PretrainedConfig:
     return config
 
 
+def _refuse_oversized(source: Source, config: PretrainedConfig) -> None:
+    """Refuse a config whose tensors would mostly be made up, before any is: the model, without bytes."""
+    directory = Path(source.base)
+    if not directory.is_dir():
+        return
+    with translated(source.base), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    check_size(directory, sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())))
+
+
 def skeleton(source: Source, adapter: AdapterConfig) -> PreTrainedModel | PeftModel:
     """The model that `load_start` would return, on the meta device: shapes without weights, from its config.
 
     A directory's own adapter counts as a fresh one like `adapter`.
     """
     config = _model_config(source)
-    with _translated(source.base), torch.device("meta"):
+    with translated(source.base), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         return model if isinstance(adapter, NoAdapter) else _with_fresh_adapter(model, adapter, source.base)
 
@@ -250,7 +268,7 @@ def _refuse_other_base(model: PreTrainedModel, base: str, directory: Path) -> No
 
 
 def _with_adapter(model: PreTrainedModel, base: str, directory: Path) -> PeftModel:
-    with _translated(str(directory)):
+    with translated(str(directory)):
         _refuse_other_base(model, base, directory)
         stored = load_file(directory / ADAPTER_WEIGHTS)
         adapted: PeftModel = PeftModel.from_pretrained(model, str(directory), is_trainable=True)  # type: ignore[assignment]
@@ -365,29 +383,3 @@ def _same_adapter(model: PeftModel, adapter: LoraAdapter) -> None:
                 f"adapter.{key}={want}, but the starting adapter has {have}",
                 f"train it further with adapter.{key}={have}, or merge it with adapter=none",
             )
-
-
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-    StrictDataclassError,
-)
-
-
-@contextlib.contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Turn what transformers raises on an unfit model into one line."""
-    try:
-        yield
-    except LOADING_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise SetupError(
-            f"{name} cannot be loaded: {first}",
-            "alignctl loads causal language models in safetensors, without remote code",
-        ) from error

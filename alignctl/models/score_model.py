@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -20,7 +19,8 @@ from transformers import (
 )
 
 from alignctl.errors import SetupError
-from alignctl.models.load import LOADING_ERRORS, Source, is_classifier
+from alignctl.models.foreign import read_config, translated
+from alignctl.models.load import Source, is_classifier
 
 TOKENS = 8192
 """Per forward pass, padding counted."""
@@ -69,10 +69,8 @@ def score_config(setting: str, source: Source) -> PretrainedConfig:
         raise SetupError(
             f"{setting} is an adapter", "merge it into its base and name the merged reward model"
         )
-    try:
-        config = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
-    except LOADING_ERRORS as error:
-        raise _unfit(setting, error) from error
+    with translated(setting, NEEDED):
+        config = read_config(source.base, source.revision)
     if config.num_labels != 1:
         found = f"{config.num_labels} scores instead of one" if is_classifier(config) else "no score"
         raise SetupError(f"{setting} is no reward model: it has {found}", NEEDED)
@@ -110,7 +108,7 @@ def load_score_model(
 ) -> ScoreModel:
     """The weights, in `dtype`. Raises SetupError when they cannot be loaded or are not all there."""
     config.get_text_config().pad_token_id = pad  # where transformers looks for the last token to score
-    try:
+    with translated(setting, NEEDED):
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             source.base,
             config=config,
@@ -120,8 +118,6 @@ def load_score_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except LOADING_ERRORS as error:
-        raise _unfit(setting, error) from error
     model, info = loaded
     if lost := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
         raise SetupError(
@@ -129,8 +125,3 @@ def load_score_model(
             "they would be filled with made-up numbers; name a trained reward model",
         )
     return ScoreModel(model.eval().requires_grad_(False).to(device), pad, device)
-
-
-def _unfit(setting: str, error: Exception) -> SetupError:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return SetupError(f"{setting} cannot be loaded: {said}", NEEDED)

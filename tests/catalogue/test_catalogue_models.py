@@ -93,7 +93,11 @@ DAMAGED: list[tuple[str, Callable[[Path], None], str]] = [
         lambda path: (path / "config.json").unlink(),
         "is not a model directory: it has no config.json",
     ),
-    ("a damaged file", lambda path: (path / "model.safetensors").write_bytes(b"\x08"), "cannot be loaded"),
+    (
+        "a damaged file",
+        lambda path: (path / "model.safetensors").write_bytes(b"\x08"),
+        "no sound safetensors",
+    ),
 ]
 
 

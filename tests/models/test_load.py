@@ -176,18 +176,18 @@ UNFIT = {
     "another shape": (lambda d: rewrite_weights(d, with_another_shape), "q_proj|mismatched"),
     "truncated": (
         lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-100]),
-        "cannot be loaded",
+        "is no sound safetensors file",
     ),
     "no safetensors inside": (
         lambda d: (d / "model.safetensors").write_bytes(b"\x80\x04pickle" * 9),
-        "cannot be loaded",
+        "is no sound safetensors file",
     ),
-    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
+    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), "cannot be read as JSON"),
     "config of nothing known": (
         lambda d: (d / "config.json").write_text('{"model_type": "nosuch"}'),
         "cannot be loaded",
     ),
-    "config with text for a size": (lambda d: change_config(d, hidden_size="wide"), "cannot be loaded"),
+    "config with text for a size": (lambda d: change_config(d, hidden_size="wide"), "hidden_size='wide'"),
     "quantised": (
         lambda d: change_config(d, quantization_config=BITS),
         "is quantised",
@@ -284,7 +284,7 @@ def test_damaged_adapters_are_refused(adapter_dir, name):
 
 def test_an_adapter_config_that_is_no_json_is_refused(adapter_dir):
     (adapter_dir / "adapter_config.json").write_text("{")
-    assert "cannot be loaded" in refusal_of(locate_path, str(adapter_dir)).message
+    assert "cannot be read as JSON" in refusal_of(locate_path, str(adapter_dir)).message
 
 
 # --- adapters ------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from alignctl.errors import SetupError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON_LIMIT = 1 << 28
+COPY_AGAIN = "copy it again from where it came"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -57,12 +58,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises SetupError when the file is absent, huge or anything else."""
     try:
         if path.stat().st_size > JSON_LIMIT:
-            raise SetupError(f"{path} is larger than {JSON_LIMIT >> 20} MiB, which no such file should be")
+            raise SetupError(
+                f"{path} is larger than {JSON_LIMIT >> 20} MiB, which no such file should be", COPY_AGAIN
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SetupError(f"{path} cannot be read as JSON: {_first_line(error)}") from error
+        raise SetupError(f"{path} cannot be read as JSON: {_first_line(error)}", COPY_AGAIN) from error
     if not isinstance(value, dict):
-        raise SetupError(f"{path} holds a JSON {type(value).__name__}, not an object")
+        raise SetupError(f"{path} holds a JSON {type(value).__name__}, not an object", COPY_AGAIN)
     return value
 
 

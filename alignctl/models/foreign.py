@@ -1,0 +1,55 @@
+"""Reading what others saved, through transformers: the config, and what becomes of every error on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.utils.hub import cached_file
+
+from alignctl.errors import AlignctlError, SetupError
+from alignctl.models.claims import CONFIG, check_claims, check_config
+from alignctl.models.exhaustion import is_out_of_memory
+
+NEEDED = "alignctl loads causal language models in safetensors, without remote code"
+
+
+def read_config(base: str, revision: str | None) -> PretrainedConfig:
+    """The config of a model directory or hub id, once its claims are found credible.
+
+    Raises SetupError where they are not, and whatever transformers does (see `translated`).
+    """
+    directory = Path(base)
+    if directory.is_dir():
+        check_claims(directory)
+    elif file := cached_file(base, CONFIG, revision=revision):
+        check_config(Path(file))
+    return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+
+
+@contextmanager
+def translated(name: str, hint: str = NEEDED) -> Iterator[None]:
+    """Turn whatever transformers and PEFT raise on an unfit model into one line.
+
+    They raise anything on files that are not what they should be, and tokenizers' Rust panics, which Python
+    sees as no ordinary exception. Memory that ran out is no fault of the model's: it goes through.
+    """
+    try:
+        yield
+    except AlignctlError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise _unloadable(name, error, hint) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _unloadable(name, error, hint) from error
+
+
+def _unloadable(name: str, error: BaseException, hint: str) -> SetupError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return SetupError(f"{name} cannot be loaded: {first}", hint)
