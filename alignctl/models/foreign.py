@@ -26,7 +26,11 @@ def read_config(base: str, revision: str | None) -> PretrainedConfig:
         check_claims(directory)
     elif file := cached_file(base, CONFIG, revision=revision):
         check_config(Path(file))
-    return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    # How attention is computed is the engine's choice. What a directory would have instead need not be
+    # installed here, and transformers would fetch it.
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 @contextmanager
