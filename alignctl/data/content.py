@@ -14,21 +14,23 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from alignctl.data.files import names_hub
-from alignctl.data.through_datasets import hub_fingerprint
+from alignctl.data.through_datasets import files_below, hub_fingerprint
 
 SAMPLE = 1 << 22
 """Bytes, inflated, from which the number of lines of a file is estimated."""
 
 
 def content_hash(path: str, split: str) -> str | None:
-    """sha256 of the source; None for one that cannot be read, about which reading it says more."""
+    """sha256 of the source; None for one that cannot be read, about which reading it says more.
+
+    Raises SetupError for a directory that links to files elsewhere.
+    """
     source = Path(path).expanduser()
     try:
         if source.is_file():
             return _file_hash(source)
         if source.is_dir():
-            files = sorted(file for file in source.rglob("*") if file.is_file())
-            parts = [f"{file.relative_to(source)} {_file_hash(file)}" for file in files]
+            parts = [f"{file.relative_to(source)} {_file_hash(file)}" for file in files_below(source)]
             return hashlib.sha256("\n".join([f"split {split}", *parts]).encode()).hexdigest()
     except OSError:
         return None

@@ -20,7 +20,7 @@ import yaml
 from alignctl.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder, DatasetDict
+    from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset
 
 TABLES = ("arrow", "csv", "json", "parquet", "text")
 """Readers of `datasets` that yield rows of text and numbers and open no other files."""
@@ -39,7 +39,7 @@ Rows = Iterator[tuple[int, dict[str, object]]]
 
 def hub_rows(path: str, split: str, name: str) -> Rows:
     """The rows of OWNER/NAME or OWNER/NAME:CONFIG, from the hub or its cache."""
-    return _rows(lambda: _open_hub(path, split), name, split)
+    return _rows(lambda: _undecoded(_open_hub(path, split).to_iterable_dataset()), name, split)
 
 
 def table_rows(path: Path, builder: str, name: str) -> Rows:
@@ -52,13 +52,22 @@ def directory_rows(path: Path, split: str, name: str) -> Rows:
     return _rows(lambda: _open_directory(path, name, split), name, split)
 
 
+def files_below(path: Path) -> list[Path]:
+    """The files of a directory, sorted; raises SetupError where a link in it leads out of it."""
+    entries = sorted(path.rglob("*"))
+    for entry in entries:
+        if entry.is_symlink():
+            _refuse_outside(path, str(entry))
+    return [entry for entry in entries if entry.is_file()]
+
+
 def hub_fingerprint(path: str, split: str) -> str | None:
     """What `datasets` calls the rows of a hub data set; None where it cannot be read."""
     from datasets.exceptions import DatasetsError
 
     try:
         return _open_hub(path, split)._fingerprint
-    except (OSError, ValueError, KeyError, DatasetsError):
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError):
         return None
 
 
@@ -68,7 +77,7 @@ def _rows(open_rows: Callable[[], Iterable[Any]], name: str, split: str) -> Rows
 
     try:
         yield from ((number, dict(row)) for number, row in enumerate(open_rows(), start=1))
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         reason = lines[0][:200]
         if reason.lower().startswith(("unknown split", "bad split")):
@@ -92,7 +101,7 @@ def _no_split(name: str, split: str, reason: str) -> UsageError:
 
 
 def _open_hub(path: str, split: str) -> Dataset:
-    from datasets import load_dataset_builder
+    from datasets import Dataset, load_dataset_builder
 
     name, _, config = path.partition(":")
     builder = load_dataset_builder(name, config or None)
@@ -101,30 +110,36 @@ def _open_hub(path: str, split: str) -> Dataset:
         if not file.startswith("hf://"):
             raise _leads_out(path, file)
     builder.download_and_prepare()
-    return _undecoded(builder.as_dataset(split=split))
+    rows = builder.as_dataset(split=split)
+    assert isinstance(rows, Dataset)  # one split was asked for
+    return rows
 
 
-def _open_table(path: Path, builder: str) -> Iterable[Any]:
+def _open_table(path: Path, builder: str) -> IterableDataset:
     from datasets import load_dataset
 
     options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
     return _undecoded(load_dataset(builder, data_files=str(path), split="train", streaming=True, **options))
 
 
-def _open_directory(path: Path, name: str, split: str) -> Iterable[Any]:
-    from datasets import load_dataset_builder
+def _open_directory(path: Path, name: str, split: str) -> IterableDataset:
+    from datasets import IterableDataset, load_dataset_builder
 
+    files_below(path)
     if any((path / file).is_file() for file in (SAVED, SAVED_SPLITS)):
         return _open_saved(path, name, split)
     _refuse_card_that_leads_out(path)
     builder = load_dataset_builder(str(path))
     _refuse_other_than_tables(builder, str(path))
+    # Its files as it found them: the last word on what will be opened.
     for file in _files_of(builder):
         _refuse_outside(path, file)
-    return _undecoded(builder.as_streaming_dataset(split=split))
+    rows = builder.as_streaming_dataset(split=split)
+    assert isinstance(rows, IterableDataset)  # one split was asked for
+    return _undecoded(rows)
 
 
-def _open_saved(path: Path, name: str, split: str) -> Iterable[Any]:
+def _open_saved(path: Path, name: str, split: str) -> IterableDataset:
     from datasets import DatasetDict, load_from_disk
 
     _refuse_saved_that_leads_out(path)
@@ -136,11 +151,14 @@ def _open_saved(path: Path, name: str, split: str) -> Iterable[Any]:
         tables = {"train": saved, str(saved.split or "train"): saved}
     if split not in tables:
         raise _no_split(name, split, f"it has {', '.join(tables)}")
-    return _undecoded(tables[split].with_format(None))
+    return _undecoded(tables[split].with_format(None).to_iterable_dataset())
 
 
-def _undecoded(dataset: Any) -> Any:
-    """The same rows with images and the like as they are stored: bytes, or the name of a file."""
+def _undecoded(dataset: IterableDataset) -> IterableDataset:
+    """The same rows with images and the like as they are stored: bytes, or the name of a file.
+
+    Of streams alone: to describe a table anew, `datasets` would write all of it beside the table's own files.
+    """
     if dataset.features is None:
         # Told by the first rows: then they are text, numbers, lists and objects.
         return dataset
@@ -188,7 +206,6 @@ def _refuse_card_that_leads_out(path: Path) -> None:
     """Before `datasets` looks for the files that a card names: looking asks servers too."""
     for file in (path / CARD, path / SETTINGS):
         if file.is_file():
-            _refuse_outside(path, str(file))
             for place in _texts(_described(file)):
                 if OUTSIDE.search(place):
                     raise _leads_out(file, place)
@@ -230,7 +247,6 @@ def _refuse_saved_that_leads_out(path: Path) -> None:
             for entry in _json(state).get("_data_files") or ():
                 file = str(entry.get("filename") if isinstance(entry, dict) else entry)
                 _refuse_more_than_a_name(state, file)
-                _refuse_outside(path, str(directory / file))
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import platform
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -221,6 +222,22 @@ def _refuse_foreign(path: Path) -> None:
             f"{path} is not empty and not a run: it has no {_RECORD}",
             "nothing in it was touched; name another directory: out=DIR",
         )
+    _refuse_detours(path)
+
+
+def _refuse_detours(path: Path) -> None:
+    """Raise RunDirectoryError for a link or a pipe in a run: what is written there would go elsewhere."""
+    with storage_faults(path):
+        inside = [path / "checkpoints"] if (path / "checkpoints").is_dir() else []
+        entries = [entry for directory in (path, *inside) for entry in sorted(directory.iterdir())]
+        kinds = {entry: entry.lstat().st_mode for entry in entries if not is_temporary(entry.name)}
+    for entry, kind in kinds.items():
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            what = f"a link to {os.readlink(entry)}" if stat.S_ISLNK(kind) else "no regular file"
+            raise RunDirectoryError(
+                f"{entry} is {what}",
+                "a run holds its own files: remove it, or name another directory: out=DIR",
+            )
 
 
 # --- run.json, config.yaml, overrides.txt --------------------------------------------------------------
