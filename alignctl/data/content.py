@@ -13,6 +13,7 @@ import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
+from alignctl.config.paths import local_path
 from alignctl.data.files import names_hub, open_hub
 
 SAMPLE = 1 << 22
@@ -21,7 +22,7 @@ SAMPLE = 1 << 22
 
 def content_hash(path: str, split: str) -> str | None:
     """sha256 of the source; None for one that cannot be read, about which reading it says more."""
-    source = Path(path).expanduser()
+    source = local_path(path)
     try:
         if source.is_file():
             return _file_hash(source)
@@ -54,7 +55,7 @@ def expected_records(path: str) -> int | None:
     """About how many rows a file has, from the start of it; None where that cannot be told."""
     import pyarrow.parquet
 
-    source = Path(path).expanduser()
+    source = local_path(path)
     try:
         if source.suffix == ".parquet":
             return pyarrow.parquet.ParquetFile(source).metadata.num_rows

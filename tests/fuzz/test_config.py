@@ -1,4 +1,4 @@
-"""Settings typed in every wrong way: accepted or refused with exit code 2, in a few lines, without a traceback."""
+"""Settings typed in every wrong way: accepted, or refused with exit code 2 in a few lines."""
 
 from __future__ import annotations
 
@@ -158,21 +158,25 @@ def elsewhere(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIGNCTL_DEBUG", raising=False)
 
 
-@fuzz(70)
+@fuzz(50)
 @given(typed=st.lists(words, min_size=1, max_size=3))
 @example(typed=["algo=dpo", "model=tiny"])
+@example(typed=["algo.beta=" + "9" * 5000])
+@example(typed=["algo.beta=" + "[" * 2000 + "]" * 2000])
 def test_settings_of_training_are_accepted_or_refused(typed: list[str]) -> None:
     check("train", typed)
 
 
-@fuzz(25)
+@fuzz(15)
 @given(verb=st.sampled_from(("soup", "eval")), typed=st.lists(words, min_size=1, max_size=3))
+@example(verb="eval", typed=["~nobody-of-this-name/run"])
+@example(verb="soup", typed=["~nobody-of-this-name/run", "~nobody-of-this-name"])
 def test_settings_of_other_verbs_are_accepted_or_refused(verb: str, typed: list[str]) -> None:
     check(verb, typed)
 
 
 @pytest.mark.skipif(FACTOR == 0, reason="each value in turn takes minutes")
-@pytest.mark.parametrize("value", (*VALUES, *OPTIONS), ids=lambda value: value[:30] or "nothing")
+@pytest.mark.parametrize("value", [*VALUES, *OPTIONS], ids=lambda value: value[:30] or "nothing")
 def test_each_value_for_each_kind_of_key(value: str) -> None:
     for key in (
         "algo",
