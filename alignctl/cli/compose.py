@@ -66,7 +66,7 @@ def compose_settings(conf: Conf, request: Request) -> tuple[dict[str, Any], list
         node = _composed(conf, request.hydra_overrides())
         missing = sorted(OmegaConf.missing_keys(node))
         plain = OmegaConf.to_container(node, resolve=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:160]
         raise UsageError(f"the settings cannot be composed: {reason}") from error

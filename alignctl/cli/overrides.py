@@ -184,10 +184,13 @@ def _several_values(key: str, word: str) -> Mistake:
 
 
 def parsed(key: str, value: str) -> Override | None:
-    """The override in Hydra's grammar, or None where the grammar cannot read the value."""
+    """The override in Hydra's grammar, or None where the grammar cannot read the value.
+
+    It has no limit of its own on how deep lists go, and leaves the one on the digits of a number to Python.
+    """
     try:
         return OverridesParser.create().parse_override(f"++{key}={value}")
-    except HydraException:
+    except (HydraException, RecursionError, ValueError):
         return None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +23,7 @@ from alignctl.config import (
     as_plain,
 )
 from alignctl.config.held_out import holds_out
+from alignctl.config.paths import local_path
 from alignctl.data.bad_rows import RowFault
 from alignctl.data.files import read_records
 from alignctl.data.formats import choose_format
@@ -97,7 +97,7 @@ def _without_pairs(dataset: DatasetConfig) -> str | None:
 
 def _first_row(path: str, split: str) -> Fields | None:
     """The first row that can be read; None where there is none."""
-    if not Path(path).expanduser().exists():
+    if not local_path(path).exists():
         return None
     with suppress(AlignctlError):
         for _, record in read_records(path, key="dataset.path", split=split, limit=None):

@@ -13,6 +13,7 @@ import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
+from alignctl.config.paths import local_path
 from alignctl.data.files import names_hub
 from alignctl.data.through_datasets import files_below, hub_fingerprint
 
@@ -25,7 +26,7 @@ def content_hash(path: str, split: str) -> str | None:
 
     Raises SetupError for a directory that links to files elsewhere.
     """
-    source = Path(path).expanduser()
+    source = local_path(path)
     try:
         if source.is_file():
             return _file_hash(source)
@@ -49,7 +50,7 @@ def expected_records(path: str) -> int | None:
     """About how many rows a file has, from the start of it; None where that cannot be told."""
     import pyarrow.parquet
 
-    source = Path(path).expanduser()
+    source = local_path(path)
     try:
         if source.suffix == ".parquet":
             return pyarrow.parquet.ParquetFile(source).metadata.num_rows

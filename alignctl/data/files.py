@@ -19,6 +19,7 @@ from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
 
+from alignctl.config.paths import local_path
 from alignctl.data.bad_rows import RowFault
 from alignctl.data.json_array import read_json_array
 from alignctl.data.through_datasets import directory_rows, hub_rows, table_rows
@@ -55,7 +56,7 @@ def read_records(path: str, *, key: str, split: str, limit: int | None) -> Itera
     SetupError when the source is missing or unreadable, DataError when the file as a whole is not what it
     should be, UsageError for a split that does not exist.
     """
-    source = Path(path).expanduser()
+    source = local_path(path)
     name = f"{key}={path}"
     if source.is_file():
         records = _read_file(source, name)

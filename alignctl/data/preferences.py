@@ -25,6 +25,7 @@ from alignctl.config import (
     MixtureDataset,
     dataset_name,
 )
+from alignctl.config.paths import local_path
 from alignctl.data.bad_rows import BadRows, count_reasons
 from alignctl.data.demo import demo_prompts, load_demo
 from alignctl.data.digests import first_places
@@ -228,7 +229,7 @@ def _held_out_tables(config: FileDataset, workshop: Workshop, kind: RowKind) -> 
         return [tabulate(_wanted(config, "eval_path", kind), workshop)]
     if config.eval_split is None:
         return []
-    if Path(config.path).expanduser().is_file():
+    if local_path(config.path).is_file():
         raise UsageError(
             f"dataset.eval_split={config.eval_split}, but {config.path} is a file and has no splits",
             "a file of held-out rows   dataset.eval_path=FILE",

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from alignctl.config import AdapterConfig, LoraAdapter, ModelConfig, NoAdapter, PinnedModel, TinyModel
+from alignctl.config.paths import local_path
 from alignctl.errors import SetupError, UsageError
 from alignctl.models.claims import (
     ADAPTER_CONFIG,
@@ -94,7 +95,7 @@ def locate_path(path: str, revision: str | None = None) -> Source:
 
 def _model_directory(path: str) -> Path:
     """A run's model/, else the path as a directory."""
-    directory = Path(path).expanduser()
+    directory = local_path(path)
     if not (directory / "run.json").is_file():
         return directory
     if not (directory / "model").is_dir():

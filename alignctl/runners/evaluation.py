@@ -18,6 +18,7 @@ import torch
 
 from alignctl import __version__
 from alignctl.config import EndpointJudge, EvalConfig, NoJudge, as_plain, dataset_name, run_directory
+from alignctl.config.paths import local_path
 from alignctl.data.bad_rows import BadRows
 from alignctl.errors import GateError, UsageError
 from alignctl.evaluate.flags import over_steps
@@ -153,7 +154,7 @@ def open_field(config: EvalConfig, say: Say) -> Field:
         place = places[0] if places else len(models)
         models += [] if places else [reference]
     opponent = config.eval.opponent
-    named = opponent is not None and not Path(opponent).expanduser().is_file()
+    named = opponent is not None and not local_path(opponent).is_file()
     if not isinstance(config.judge, NoJudge) and opponent is None and reference is None:
         raise UsageError(
             "the judge needs answers to compare with, and no reference is known",

@@ -30,6 +30,7 @@ from alignctl.config import (
     reference_of,
 )
 from alignctl.config.groups import FULL_PRECISION
+from alignctl.config.paths import local_path
 from alignctl.errors import RunDirectoryError, SetupError
 
 TRAINED_ON = "train_prompts.txt"
@@ -72,11 +73,11 @@ class Named:
 
 def understand(word: str) -> Named:
     """Take RUN@STEP apart, unless a directory has that very name. Raises SetupError when RUN is no run."""
-    path = Path(word).expanduser()
+    path = local_path(word)
     found = STEP_OF_RUN.fullmatch(word)
     if found is None or path.exists():
         return Named(path)
-    run = Path(found["run"]).expanduser()
+    run = local_path(found["run"])
     if not (run / "run.json").is_file():
         raise SetupError(f"{word}: {run} is not a run", "RUN@STEP names a checkpoint of a run directory")
     return Named(run, int(found["step"]))

@@ -17,6 +17,7 @@ from typing import Any
 
 from alignctl import __version__
 from alignctl.config import GreedySoup, SoupConfig, SweepSoup, base_model, request_hash, run_directory
+from alignctl.config.paths import local_path
 from alignctl.errors import RunDirectoryError
 from alignctl.evaluate.soup_points import SoupSearch, search_as_json
 from alignctl.models.exhaustion import memory_faults
@@ -112,7 +113,7 @@ def run(config: SoupConfig, *, argv: Sequence[str], output: OutputFormat) -> int
 
 def _open(word: str, panel: Panel) -> Member:
     """A member's files; what is no plain directory or hub id is written out or fetched first."""
-    if Path(word).expanduser().exists() or ("/" in word and "@" not in word):
+    if local_path(word).exists() or ("/" in word and "@" not in word):
         return open_member(word)
     # Slow to import, and only RUN@STEP and the pinned model need it.
     from alignctl.runners.checkpoints import model_path

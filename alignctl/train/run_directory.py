@@ -26,6 +26,7 @@ import yaml
 
 from alignctl import __version__
 from alignctl.config import Config, as_plain, as_yaml, request_hash
+from alignctl.config.paths import local_path
 from alignctl.errors import Interrupted, RunDirectoryError, SetupError, storage_faults
 from alignctl.train.durable import (
     encode,
@@ -164,7 +165,7 @@ def open_run(
     Raises RunDirectoryError when the directory is foreign, busy, finished, damaged, of a newer schema, or of
     another request; SetupError when it cannot be written.
     """
-    path = Path(path).expanduser().absolute()
+    path = local_path(path).absolute()
     _refuse_foreign(path)
     with storage_faults(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ def standing(path: Path | str, config: Config) -> Literal["new", "unfinished", "
 
     Only whether another process holds the lock is not looked at: asking would mean to hold it.
     """
-    path = Path(path).expanduser().absolute()
+    path = local_path(path).absolute()
     _refuse_foreign(path)
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     with storage_faults(path):

@@ -302,7 +302,7 @@ def absent(scoring: Path, causal: Path, target: Path) -> Path:
         (padded_with_the_end, "has the end token 2 as padding"),
         (without_padding, "has no padding token"),
         (only_pickle, "no safetensors weights"),
-        (damaged, "cannot be loaded"),
+        (damaged, "is no sound safetensors file"),
         (own_code, "cannot be loaded"),
         (absent, "there is no model at"),
     ],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import TypeVar
 
+from alignctl.config.paths import local_path
 from alignctl.data.bad_rows import BadRows, RowFault, bad_row
 from alignctl.data.conversations import UNENCODABLE
 from alignctl.data.files import read_json_lines
@@ -22,7 +22,7 @@ def read_rows(path: str, parse: Callable[[Mapping[str, object]], T]) -> dict[int
     """
     rows: dict[int, T] = {}
     bad = []
-    for line, record in read_json_lines(Path(path).expanduser()):
+    for line, record in read_json_lines(local_path(path)):
         try:
             if isinstance(record, RowFault):
                 raise record

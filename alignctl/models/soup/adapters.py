@@ -14,13 +14,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alignctl.config.paths import local_path
 from alignctl.errors import UsageError
 from alignctl.models.soup.files import Place, read_tensor
 from alignctl.models.soup.members import ADAPTER_CONFIG, Member, open_member
@@ -104,7 +104,7 @@ def _same_base(a: Member, b: Member) -> None:
 
 def _base_name(member: Member) -> str:
     name = str(member.config["base_model_name_or_path"])
-    directory = Path(name).expanduser()
+    directory = local_path(name)
     revision = member.config.get("revision")
     if directory.is_dir():
         return str(directory.resolve())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alignctl.config.paths import local_path
 from alignctl.errors import SetupError
 from alignctl.models.own_files import refuse_files_elsewhere
 from alignctl.models.soup.files import INDEX, SINGLE, Place, places_of_file, places_of_model, read_json
@@ -46,7 +47,7 @@ def open_member(path: str, revision: str | None = None) -> Member:
 
 
 def _directory(path: str, revision: str | None) -> Path:
-    directory = Path(path).expanduser()
+    directory = local_path(path)
     if directory.is_dir():
         return directory.resolve()
     if path.startswith((".", "/", "~")) or path.count("/") != 1:

@@ -1,0 +1,1 @@
+"""Inputs nobody meant: mutated files, words, replies and templates, and what may come of them."""
