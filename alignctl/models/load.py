@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -248,7 +249,21 @@ def order_targets(model: PeftModel) -> None:
 def name_base(base: str, directory: Path) -> None:
     """Write into a saved adapter which weights it belongs to: their `base_fingerprint`."""
     file = directory / ADAPTER_WEIGHTS
-    save_file(load_file(file), file, metadata={"format": "pt", BASE: base})
+    file.write_bytes(_ordered(serialise(load_file(file), metadata={"format": "pt", BASE: base})))
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata in the order of their names.
+
+    The library writes them in that of a hash table, another one each time; the same run has to end with the
+    same bytes.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
@@ -22,6 +23,7 @@ from alignctl.models.load import (
     locate,
     locate_path,
     model_fingerprint,
+    name_base,
     vocabulary_size,
 )
 
@@ -407,3 +409,19 @@ def test_fingerprint_does_not_change_with_the_place(model_dir, adapter_dir, tmp_
     assert model_fingerprint(load_weights(locate_path(str(moved)))) == base
     adapter_config(adapter_dir, base_model_name_or_path=str(moved))
     assert model_fingerprint(load_weights(locate_path(str(adapter_dir)))) == adapted
+
+
+def test_an_adapter_that_names_its_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {"lora_A": torch.arange(6.0).view(2, 3), "lora_B": torch.ones(3, 1, dtype=torch.bfloat16)}
+    save_file(tensors, file)
+    found = set()
+    for _ in range(12):
+        name_base("0123abcd", tmp_path)
+        found.add(file.read_bytes())
+    assert len(found) == 1
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata() == {"base_sha256": "0123abcd", "format": "pt"}
+    read = load_file(file)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
