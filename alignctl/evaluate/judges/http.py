@@ -2,8 +2,9 @@
 
 The whole exchange has one deadline, so a server that drips its headers or body byte by byte gains nothing;
 a reply is read up to 1 MiB; no redirect is followed, no cookie is kept; compression is not asked for, so
-nothing can inflate. What may pass (a timeout, a lost connection, 429, 5xx) is tried again with exponential backoff and jitter;
-a server that names its own delay in Retry-After (RFC 9110, seconds or a date) is obeyed up to a minute.
+nothing can inflate. What may pass (a timeout, a lost connection, 429, 5xx) is tried again with exponential
+backoff and jitter; a server that names its own delay in Retry-After (RFC 9110, seconds or a date) is obeyed
+up to a minute.
 
 asyncio rather than threads: only there can a deadline cut off a request whatever it waits for.
 """
