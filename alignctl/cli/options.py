@@ -217,6 +217,8 @@ def _check_directory(conf: Conf, own: Path) -> None:
         shipped = options(conf, group)
         if file.stem in shipped:
             raise UsageError(f"{file} has the name of a shipped option", "give it another name")
+        if not file.resolve().is_relative_to(own):
+            raise UsageError(f"{file} is a link out of {own}", "copy the option into the directory")
         _check_file(file, shipped)
 
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alignctl.config.groups import DatasetConfig, DemoDataset, HardwareConfig
 from alignctl.config.held_out import check_held_out, holds_out
-from alignctl.config.settings import Count, NonNegative, Positive, Seed, Settings, Share, Text
+from alignctl.config.settings import (
+    Count,
+    NonNegative,
+    Positive,
+    Seed,
+    Settings,
+    Share,
+    Text,
+    check_address,
+    check_variable,
+)
 
 # --- judge ---------------------------------------------------------------------------------------------
 
@@ -51,6 +61,18 @@ class EndpointJudge(Settings):
     retries: Annotated[int, Field(ge=0, le=10)]
     max_tokens: Count
     parallel: Count
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        check_variable("judge.key_env", value)
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        check_address("judge.url", value)
+        return value
 
 
 JudgeConfig = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from alignctl.config.settings import Count, Positive, Settings, Text
+from alignctl.config.settings import Count, Positive, Settings, Text, check_address, check_variable
 
 
 class GoldReward(Settings):
@@ -52,6 +52,18 @@ class EndpointReward(Settings):
     retries: Annotated[int, Field(ge=0, le=10)]
     batch: Count
     normalise: bool
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        check_variable("reward.key_env", value)
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        check_address("reward.url", value)
+        return value
 
 
 RewardConfig = Annotated[

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +32,33 @@ Text = Annotated[str, Field(min_length=1)]
 WarmUp = Annotated[float, Field(ge=0, lt=1)] | Count
 """A fraction of the steps when below 1, a number of steps otherwise."""
 Weights = Annotated[tuple[float, ...], Field(strict=False)]
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_variable(key: str, name: str | None) -> None:
+    """Raise ValueError, without what was typed, unless it can name a variable: it may be the secret itself,
+    and a config is written to the run."""
+    if name is not None and not VARIABLE.fullmatch(name):
+        raise ValueError(
+            f"{key} is not the name of an environment variable: "
+            "it takes the NAME of the variable that holds the key, never the key itself"
+        )
+
+
+def check_address(key: str, address: str) -> None:
+    """Raise ValueError, without the address, where it carries what may be a secret."""
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            f"{key} holds a user name or password: put the secret into an environment variable "
+            f"and name it with {key.partition('.')[0]}.key_env=NAME"
+        )
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise ValueError(f"{key} is not an address") from error
+    if parts.query or parts.fragment:
+        raise ValueError(f"{key} has a query or a fragment: give the part before ? and #")
 
 
 def check_weights(key: str, weights: tuple[float, ...], members: int) -> None:

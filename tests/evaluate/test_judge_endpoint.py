@@ -430,7 +430,6 @@ def test_a_server_that_echoes_the_key_does_not_get_it_into_a_message(
         ("REFEREE_KEY", " \n", "is not set"),
         ("REFEREE_KEY", "two\nlines", "characters that no key has"),
         ("REFEREE_KEY", "schlüssel", "characters that no key has"),
-        ("sk-0123456789abcdef", None, "not the name of an environment variable"),
     ],
 )
 def test_an_unusable_key_is_named_by_its_variable_before_anything_is_sent(
@@ -447,7 +446,6 @@ def test_an_unusable_key_is_named_by_its_variable_before_anything_is_sent(
     with pytest.raises(UsageError) as caught:
         opened(server, tmp_path, key_env=variable)
     assert words in caught.value.message
-    assert "0123456789" not in caught.value.render()
     assert server.seen == []
 
 

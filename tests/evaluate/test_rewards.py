@@ -458,8 +458,6 @@ def test_the_key_travels_in_one_header_and_is_never_shown(
     ("url", "key_env", "words"),
     [
         ("ftp://host/x", None, r"reward\.url='ftp://host/x' is not an http or https address"),
-        ("http://user:secret@host/x", None, r"reward\.url holds a user name or password"),
-        ("http://host/x?key=1", None, r"reward\.url=.* has a query"),
         ("http://127.0.0.1:1/x", "NOT_SET_ANYWHERE", r"reward\.key_env=NOT_SET_ANYWHERE"),
     ],
 )

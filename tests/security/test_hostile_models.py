@@ -157,6 +157,10 @@ REFUSED: dict[str, tuple[int, Spoil]] = {
         3,
         code_of_its_own({"quantization_config": {"quant_method": "mine", "modules": "mine.Q"}}),
     ),
+    **{
+        f"kernel on the hub: {key}": (3, code_of_its_own({key: "kernels-community/flash-attn"}))
+        for key in ("_attn_implementation", "attn_implementation")
+    },
     "shard above": (3, shard("../../away/one.safetensors")),
     "shard by absolute path": (3, shard("{away}/one.safetensors")),
     "shard on the net": (3, shard("http://192.0.2.1/one.safetensors")),

@@ -1,9 +1,10 @@
 """One POST to the server of a judge or a reward, bounded in every direction.
 
 The whole exchange has one deadline, so a server that drips its headers or body byte by byte gains nothing;
-a reply is read up to 1 MiB; no redirect is followed; compression is not asked for, so nothing can inflate.
-What may pass (a timeout, a lost connection, 429, 5xx) is tried again with exponential backoff and jitter;
-a server that names its own delay in Retry-After (RFC 9110, seconds or a date) is obeyed up to a minute.
+a reply is read up to 1 MiB; no redirect is followed, no cookie is kept; compression is not asked for, so
+nothing can inflate. What may pass (a timeout, a lost connection, 429, 5xx) is tried again with exponential
+backoff and jitter; a server that names its own delay in Retry-After (RFC 9110, seconds or a date) is obeyed
+up to a minute.
 
 asyncio rather than threads: only there can a deadline cut off a request whatever it waits for.
 """
@@ -15,15 +16,16 @@ import itertools
 import json
 import os
 import random
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 
 import httpx
 
+from alignctl.config.settings import check_address
 from alignctl.errors import SetupError, UsageError
 
 TIMEOUT = "no answer in time"
@@ -36,7 +38,6 @@ PASSING = frozenset({TIMEOUT, UNREACHABLE, BUSY, BROKEN})
 QUOTED = 160
 """Characters of foreign text in a message."""
 EXAMPLE = "for example http://127.0.0.1:8000/v1"
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +85,21 @@ def checked_url(key: str, address: str) -> httpx.URL:
 
     Raises UsageError for anything but http and https, and for addresses that carry a secret or a query.
     """
-    if "@" in address.partition("://")[2].partition("/")[0]:
-        group = key.partition(".")[0]
-        raise UsageError(
-            f"{key} holds a user name or password",
-            f"put the secret into an environment variable and name it with {group}.key_env=NAME",
-        )
+    try:
+        check_address(key, address)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     try:
         url = httpx.URL(address)
     except (httpx.InvalidURL, UnicodeError) as error:
         raise UsageError(f"{key}={address!r} is not an address", EXAMPLE) from error
     if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
         raise UsageError(f"{key}={address!r} is not an http or https address", EXAMPLE)
-    if url.query or url.fragment:
-        raise UsageError(f"{key}={address!r} has a query or a fragment", "give the part before ? and #")
     return url
 
 
 def read_key(key: str, variable: str) -> str:
     """The secret in an environment variable that the setting `key` names. Raises UsageError, without it."""
-    if not _NAME.fullmatch(variable):
-        raise UsageError(
-            f"{key} is not the name of an environment variable",
-            "it takes the NAME of the variable that holds the key, never the key itself",
-        )
     secret = os.environ.get(variable, "").strip()
     if not secret:
         raise UsageError(
@@ -152,6 +144,8 @@ def open_client(url: httpx.URL, headers: Mapping[str, str], parallel: int) -> ht
             timeout=None,  # every exchange has its own deadline, see `_exchange`
             limits=httpx.Limits(max_connections=parallel),
             trust_env=not is_loopback(url),
+            # A jar that takes nothing: each request stands alone, and no server can mark a client.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         )
     except (ValueError, ImportError, OSError) as error:
         raise SetupError(
