@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from scripts.faults import injected
-from scripts.faults.lab import TRAINED, Lab, Work, compare
+from scripts.faults.lab import Lab, Work, changed, compare
 from scripts.faults.processes import expect, record_of, run, steps_of, steps_recorded, succeed
 
 BAD_STEP = 7
@@ -21,7 +21,8 @@ SPIKE = 1e6
 LARGEST_MOVE = 4.0
 """In learning rates: what Adam moves at most when one clipped gradient follows small ones is 3.2."""
 EVERY_STEP = ("checkpoint.every=1", "checkpoint.keep=30")
-MICRO, HALF = 512, 256
+HALF = 256
+"""Of the micro-batch that runs in the lab are given."""
 MEGABYTE = 2**20
 LIMITS = (0, 20, 60, 120, 200, 400)
 """Megabytes that a command may map beyond what its imports took."""
@@ -42,7 +43,7 @@ def not_finite(lab: Lab, work: Work, prepare: Callable[[], None]) -> None:
 def three_in_row(lab: Lab, work: Work, prepare: Callable[[], None]) -> None:
     """Three bad steps in a row stop the run with exit 1, and no weight has moved since."""
     place = lab.fresh()
-    ended = run(place, [*lab.words(work), *EVERY_STEP], prepare)
+    ended = run(place, lab.words(changed(work, *EVERY_STEP)), prepare)
     expect(ended.code == 1, f"exit {ended.code}: {ended.said[-300:]}")
     expect("not finite at 3 steps in a row" in ended.said, ended.said[-300:])
     out = place / work.out
@@ -67,16 +68,18 @@ def spike(lab: Lab, work: Work) -> None:
 
 def halved(lab: Lab, work: Work, prepare: Callable[[], None]) -> None:
     """Out of memory once in the first step: from there the same as half the micro-batch from the start."""
-    by_half = [word.replace(f"micro_tokens={MICRO}", f"micro_tokens={HALF}") for word in work.words]
     half = replace(
-        work, name=f"{work.name}-half", words=tuple(by_half), same=(*TRAINED[:2], "model/*.safetensors")
+        changed(work, f"hardware.micro_tokens={HALF}"),
+        name=f"{work.name}-half",
+        same=("metrics.jsonl", "samples.jsonl", "model/*.safetensors"),
+        steps=0,
     )
     expected = lab.undisturbed(half)
     place = lab.fresh()
     ended = run(place, lab.words(work), prepare)
     expect(ended.code == 0, f"exit {ended.code}: {ended.said[-300:]}")
     expect(f"going on with hardware.micro_tokens={HALF}" in " ".join(_warnings(place / work.out)), "not told")
-    compare(replace(half, steps=0), expected, place / work.out)
+    compare(half, expected, place / work.out)
     expect(_state(place / work.out, work.steps) == _state(expected, work.steps), "another state at the end")
 
 
@@ -117,7 +120,7 @@ def _refused(lab: Lab, work: Work, prepare: Callable[[], None], told: str) -> No
 
 def _trained(lab: Lab, work: Work, prepare: Callable[[], None], *words: str) -> Path:
     place = lab.fresh()
-    ended = run(place, [*lab.words(work), *EVERY_STEP, *words], prepare)
+    ended = run(place, lab.words(changed(work, *EVERY_STEP, *words)), prepare)
     expect(ended.code == 0, f"exit {ended.code}: {ended.said[-300:]}")
     expect(steps_recorded(place / work.out) == work.steps, "not every step was recorded")
     return place / work.out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scripts.faults.lab import Lab, Work, compare
+from scripts.faults.lab import Lab, Work, changed, compare
 from scripts.faults.processes import expect, succeed
 
 LAST = "checkpoint.export=last"
@@ -20,13 +20,11 @@ VARIATIONS = (
 
 def other_habits(lab: Lab, work: Work, words: tuple[str, ...]) -> None:
     """The same weights and the same training steps as the run with the usual habits."""
-    keys = {word.partition("=")[0] for word in words}
-    kept = tuple(word for word in work.words if word.partition("=")[0] not in keys)
-    plain = replace(work, name=f"{work.name}-last", words=(*work.words, LAST), same=("model/*.safetensors",))
+    plain = replace(changed(work, LAST), name=f"{work.name}-last", same=("model/*.safetensors",), steps=0)
     usual, place = lab.undisturbed(plain), lab.fresh()
-    succeed(place, lab.words(replace(work, words=(*kept, LAST, *words))))
+    succeed(place, lab.words(changed(plain, *words)))
     out = place / work.out
-    compare(replace(plain, steps=0), usual, out)
+    compare(plain, usual, out)
     moments = f"checkpoints/step-{work.steps:06d}/optimizer.safetensors"
     expect((out / moments).read_bytes() == (usual / moments).read_bytes(), "other moments at the end")
     lines = [

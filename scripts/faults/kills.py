@@ -21,14 +21,16 @@ from scripts.faults.processes import (
 )
 
 KILLS = 3
+EARLY = 0.4
+"""Share of an undisturbed run's time within which a kill at a random time comes."""
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 def kill_training(lab: Lab, work: Work, random: Random) -> None:
-    """Twice after a random step, once at a random time, which may be while loading or while exporting."""
+    """Twice after a random step, once at a random time, which is often while the run is being loaded."""
     undisturbed = lab.undisturbed(work)
     steps = sorted(random.sample(range(1, work.steps), KILLS - 1))
-    moments: list[int | float] = [*steps, random.uniform(0, lab.seconds(work))]
+    moments: list[int | float] = [*steps, random.uniform(0, EARLY * lab.seconds(work))]
     random.shuffle(moments)
     place, words = lab.fresh(), lab.words(work)
     run = place / work.out

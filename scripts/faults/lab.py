@@ -9,14 +9,15 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts.faults.processes import Failed, expect, start, steps_of, steps_recorded, succeed
 
 STEPS = 24
+MODEL = ("model=tiny", "model.layers=1", "model.hidden=32")
 TRAIN = (
-    *("model=tiny", "model.layers=1", "model.hidden=32", "hardware=cpu", "hardware.threads=1"),
+    *("hardware=cpu", "hardware.threads=1"),
     *("dataset.pairs=24", "dataset.eval_pairs=4", "dataset.gold_samples=2", "eval.max_new_tokens=4"),
     *("eval.every=10", "checkpoint.every=4", "checkpoint.keep=4", f"train.steps={STEPS}"),
     *("train.batch_size=2", "train.dtype=float32", "hardware.micro_tokens=512", "out=run"),
@@ -58,9 +59,9 @@ class Work:
 TRAINED = ("metrics.jsonl", "samples.jsonl", "model/*", "checkpoints/step-*/*.safetensors")
 
 
-def training(algo: str, *words: str) -> Work:
-    """A training run on the tiny model."""
-    return Work(algo, ("train", f"algo={algo}", *TRAIN, *words), "run", TRAINED, STEPS)
+def training(algo: str, *words: str, model: tuple[str, ...] = MODEL) -> Work:
+    """A training run on the tiny model, or on one that was trained before."""
+    return Work(algo, ("train", f"algo={algo}", *model, *TRAIN, *words), "run", TRAINED, STEPS)
 
 
 TRAINING = {
@@ -69,7 +70,7 @@ TRAINING = {
         *(training(algo) for algo in ("sft", "dpo", "ipo", "hinge", "slic", "reward")),
         training("hypo", "algo.prompts_per_step=2", "algo.lambda=0.1", "algo.max_new_tokens=4"),
         training("ppo", *ANSWERS),
-        training("salsa-ppo", *ANSWERS, "model={a}", "algo.reference.members=[{a},{b}]"),
+        training("salsa-ppo", *ANSWERS, "algo.reference.members=[{a},{b}]", model=("model={a}",)),
     )
 }
 SOUP = Work("soup", ("soup", "{a}", "{b}", "out=soup"), "soup", ("*",))
@@ -95,6 +96,13 @@ CHAIN = Work(
         *("4-scores/results.json", "4-scores/pairs.parquet"),
     ),
 )
+
+
+def changed(work: Work, *words: str) -> Work:
+    """The same work with other settings, each in place of its key's own."""
+    keys = {word.partition("=")[0] for word in words if "=" in word}
+    kept = [word for word in work.words if word.partition("=")[0] not in keys]
+    return replace(work, words=(*kept, *words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +168,7 @@ class Lab:
         kept = self.root / "members" / name
         if not kept.exists():
             place = self.fresh()
-            succeed(place, ["train", "algo=sft", *TRAIN, f"seed={MEMBERS.index(name)}"])
+            succeed(place, ["train", "algo=sft", *MODEL, *TRAIN, f"seed={MEMBERS.index(name)}"])
             kept.parent.mkdir(exist_ok=True)
             (place / "run" / "model").rename(kept)
         return kept
