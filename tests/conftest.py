@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import tempfile
 
 # As the command line does, and before torch is imported: threads that wait sleep instead of spinning. Beside
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts/, which shares code with some tests
 
 from alignctl.config import PinnedModel
 from alignctl.models.load import locate

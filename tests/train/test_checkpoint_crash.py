@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
-import sys
-import threading
-import types
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +14,7 @@ from torch import Tensor
 from alignctl.errors import SetupError
 from alignctl.train.checkpoint import load_newest, load_step, save_checkpoint
 from alignctl.train.durable import is_temporary, remove_leftovers
+from scripts.faults.crashing import crash_everywhere, in_child
 
 REQUEST = "0123abcd"
 
@@ -60,19 +56,6 @@ def flip_one_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Run `work` in a forked process; its wait status as `os.waitstatus_to_exitcode` gives it."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("limit", [0, 200, 4000])
 def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(tmp_path: Path, limit: int) -> None:
     save(tmp_path, 1)
@@ -104,58 +87,6 @@ def test_death_in_the_middle_of_a_write_leaves_the_older_checkpoints(tmp_path: P
     assert any(map(is_temporary, os.listdir(tmp_path)))
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["step-000001"]
-
-
-CHANGES = (
-    "chmod",
-    "ftruncate",
-    "fsync",
-    "mkdir",
-    "open",
-    "rename",
-    "rmdir",
-    "serialize_file",
-    "unlink",
-    "write",
-)
-
-
-def die_at(count: int) -> None:
-    """Leave the process, without any clean-up, right before its `count`-th call that can change the disk.
-
-    Seen are calls into `posix`, methods of file objects and the writing of safetensors, in all threads. A
-    call that only reads leaves the disk as the next change finds it: dying there would show nothing more.
-    """
-    left = count
-
-    def observe(frame: object, event: str, function: types.BuiltinFunctionType) -> None:
-        nonlocal left
-        if event == "c_call" and function.__name__ in CHANGES:
-            left -= 1
-            if left == 0:
-                os._exit(99)
-
-    threading.setprofile(observe)
-    sys.setprofile(observe)
-
-
-def crash_everywhere(before: Path, work: Callable[[Path], object], check: Callable[[Path], None]) -> int:
-    """Run `work` on copies of `before`, dying at each call in turn, and `check` them; the number of calls."""
-    for count in range(1, 2000):
-        directory = before.with_name("crashed")
-        shutil.copytree(before, directory)
-
-        def die(directory: Path = directory, count: int = count) -> None:
-            die_at(count)
-            work(directory)
-
-        status = in_child(die)
-        assert status in (0, 99)
-        check(directory)
-        shutil.rmtree(directory)
-        if status == 0:
-            return count
-    raise AssertionError("never finished")
 
 
 def good_steps(directory: Path) -> set[int]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from omegaconf import OmegaConf
 from alignctl.config import TrainConfig, parse, request_hash
 from alignctl.errors import DataError, Interrupted, RunDirectoryError, SetupError
 from alignctl.train.run_directory import JsonLines, open_run
+from scripts.faults.crashing import crash_everywhere
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -335,40 +334,18 @@ def test_overwrite_of_nothing_is_a_new_run(tmp_path: Path, dpo: TrainConfig) -> 
     assert run_json(tmp_path / "new")["status"] == "done"
 
 
-def die_at(count: int) -> None:
-    """Leave the process, without any clean-up, right before its `count`-th renaming or removal."""
-    left = count
-
-    def observe(frame: object, event: str, function: types.BuiltinFunctionType) -> None:
-        nonlocal left
-        if event == "c_call" and function.__name__ in ("rename", "unlink", "rmdir"):
-            left -= 1
-            if left == 0:
-                os._exit(99)
-
-    sys.setprofile(observe)
-
-
 def test_an_overwrite_cut_short_at_any_call_never_looks_finished(tmp_path: Path, dpo: TrainConfig) -> None:
     settings = dpo.model_copy(update={"overwrite": True})
-    before, path = tmp_path / "before", tmp_path / "crashed"
+    before = tmp_path / "before"
     furnish(before, dpo)
-    status, count = 99, 0
-    while status == 99:
-        shutil.copytree(before, path)
-        count += 1
-        child = os.fork()
-        if child == 0:
-            die_at(count)
-            start(path, settings)
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def check(path: Path) -> None:
         complete = (path / "model").exists() and (path / "checkpoints" / "step-000010").exists()
         assert complete or run_json(path)["status"] != "done"
         start(path, settings, "done")
         assert run_json(path)["status"] == "done"
         assert (path / "notes.txt").exists()
         assert not (path / "model").exists()
-        shutil.rmtree(path)
-    assert status == 0
-    assert count > 10
+
+    calls = ("rename", "unlink", "rmdir")
+    assert crash_everywhere(before, lambda path: start(path, settings), check, calls=calls) > 10
