@@ -320,7 +320,8 @@ def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
     model = load_weights(source)
     fingerprint, base = model_fingerprint(model), base_fingerprint(model)
     if isinstance(adapter, NoAdapter):
-        merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+        with translated(str(source.adapter or source.base)):
+            merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
         return Start(merged.requires_grad_(True), fingerprint, base)
     if isinstance(model, PeftModel):
         _same_adapter(model, adapter)

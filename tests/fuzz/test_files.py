@@ -1,4 +1,4 @@
-"""Files of models, adapters, checkpoints and runs, mutated: read or refused by name, never a hang or a crash."""
+"""Files of models, adapters, checkpoints and runs, mutated: read or refused by name, without a hang."""
 
 from __future__ import annotations
 
