@@ -123,7 +123,10 @@ def _locate_adapter(directory: Path) -> Source:
             "alignctl reads no pickle; where you trust adapter_model.bin, convert it once with PEFT:",
             "  PeftModel.from_pretrained(BASE_MODEL, DIR).save_pretrained(NEW_DIR)",
         )
-    found = locate_path(base, adapter.get("revision"))
+    try:
+        found = locate_path(base, adapter.get("revision"))
+    except SetupError as error:
+        raise SetupError(f"the base of the adapter {directory}: {error.message}", *error.hints) from error
     return Source(found.base, found.revision, directory)
 
 
