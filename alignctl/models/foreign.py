@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.hub import cached_file
 
 from alignctl.errors import AlignctlError, SetupError
-from alignctl.models.claims import CONFIG, check_claims, check_config
+from alignctl.models.claims import CONFIG, check_claims, check_config, check_size
 
 NEEDED = "alignctl loads causal language models in safetensors, without remote code"
 
@@ -26,6 +28,18 @@ def read_config(base: str, revision: str | None) -> PretrainedConfig:
     elif file := cached_file(base, CONFIG, revision=revision):
         check_config(Path(file))
     return AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+
+
+def refuse_made_up(base: str, build: Callable[[], nn.Module]) -> None:
+    """Refuse a model most of whose weights would be made up: transformers gives them memory before it tells.
+
+    It is built without bytes for that. What lies on the hub is not here to be held against.
+    """
+    directory = Path(base)
+    if directory.is_dir():
+        with translated(base), torch.device("meta"):
+            model = build()
+        check_size(directory, sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())))
 
 
 @contextmanager

@@ -33,9 +33,8 @@ from alignctl.models.claims import (
     CONFIG,
     check_adapter,
     check_config,
-    check_size,
 )
-from alignctl.models.foreign import read_config, translated
+from alignctl.models.foreign import read_config, refuse_made_up, translated
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.policy import causal_lm
 from alignctl.models.reference import weights_fingerprint
@@ -177,7 +176,7 @@ def context_length(source: Source) -> int | None:
 def load_weights(source: Source) -> PreTrainedModel | PeftModel:
     """The model in float32 on the CPU, dropout off; a PeftModel (trainable) when the source is an adapter."""
     config = _model_config(source)
-    _refuse_oversized(source, config)
+    refuse_made_up(source.base, lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     with translated(source.base):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
@@ -210,16 +209,6 @@ def _model_config(source: Source) -> PretrainedConfig:
         )
     config.update(_dropout_off(config.to_dict()))
     return config
-
-
-def _refuse_oversized(source: Source, config: PretrainedConfig) -> None:
-    """Refuse a config whose tensors would mostly be made up, before any is: the model, without bytes."""
-    directory = Path(source.base)
-    if not directory.is_dir():
-        return
-    with translated(source.base), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    check_size(directory, sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())))
 
 
 def skeleton(source: Source, adapter: AdapterConfig) -> PreTrainedModel | PeftModel:
