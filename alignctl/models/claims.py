@@ -30,7 +30,7 @@ MANY = 4096
 WIDE = 2**22
 LIMITS = (
     (re.compile(r"(.*_)?labels"), 2**16),
-    (re.compile(r"(.*_)?(layers?|blocks|heads?|experts|groups|stages|codebooks)"), MANY),
+    (re.compile(r"(.*_)?(layers?|blocks|heads?|experts|groups|stages|codebooks|virtual_tokens)"), MANY),
     (re.compile(r"(.*_)?(size|dim|embd|inner|rank|channels|width)|d_(model|ff|kv|inner)"), WIDE),
     (re.compile(r"n_positions|n_ctx|max_(position_embeddings|sequence_length|seq_len)"), 2**27),
 )
@@ -41,6 +41,7 @@ WIDTHS = ("hidden_size", "d_model", "n_embd", "vocab_size")
 SHARES = ("num_attention_heads", "n_head", "num_key_value_heads")
 """By which a width is divided."""
 WHOLE = frozenset({*LAYERS, *WIDTHS, *SHARES})
+NAMES = ("architectures", "model_type", "peft_type", "task_type", "revision")
 PLAIN_NAME = re.compile(r"\w+")
 """An implementation that is part of transformers or of a package; others are repositories of the hub."""
 PATTERNS = ("target_modules", "exclude_modules")
@@ -79,6 +80,8 @@ def check_config(file: Path) -> Mapping[str, Any]:
     for key, value in _items(config):
         if key in WHOLE and not _is_whole(value):
             raise _refused(file, key, value, "a whole number above 0 belongs there")
+        if key in NAMES and not _is_text(value):
+            raise _refused(file, key, value, "names belong there")
         if "implementation" in key:
             _refuse_fetched_code(file, key, value)
     for key, value in _numbers(config):
@@ -94,20 +97,23 @@ def check_adapter(directory: Path) -> Mapping[str, Any]:
     config = check_config(file)
     if config.get("megatron_config") is not None:
         raise _refused(file, "megatron_config", config["megatron_config"], "it names a module to import")
-    for key in (key for key in ("revision", "peft_type", "task_type") if key in config):
-        if not isinstance(config[key], str | None):
-            raise _refused(file, key, config[key], "a text belongs there")
     for key, pattern in _patterns(config):
         if reason := _unfit_pattern(pattern):
             raise _refused(file, key, pattern, reason)
+    for scale in (config.get("lora_alpha"), *_values(config, "alpha_pattern")):
+        if scale is not None and not _is_finite(scale):
+            raise _refused(file, "lora_alpha", scale, "a finite number belongs there")
     if (directory / ADAPTER_WEIGHTS).is_file():
-        longest = held_in([directory / ADAPTER_WEIGHTS]).longest
-        for rank in (config.get("r"), *_values(config, "rank_pattern")):
-            if not _is_whole(rank) or isinstance(rank, list):
-                raise _refused(file, "r", rank, "a whole number above 0 belongs there")
-            if rank is not None and rank > longest:
-                raise _refused(file, "r", rank, f"no tensor in {ADAPTER_WEIGHTS} is longer than {longest}")
+        _hold_ranks(file, config, held_in([directory / ADAPTER_WEIGHTS]))
     return config
+
+
+def _hold_ranks(file: Path, config: Mapping[str, Any], held: Held) -> None:
+    for rank in (config.get("r"), *_values(config, "rank_pattern")):
+        if not _is_whole(rank) or isinstance(rank, list):
+            raise _refused(file, "r", rank, "a whole number above 0 belongs there")
+        if rank is not None and rank > held.longest:
+            raise _refused(file, "r", rank, f"no tensor in {ADAPTER_WEIGHTS} is longer than {held.longest}")
 
 
 def check_size(directory: Path, elements: int) -> None:
@@ -168,6 +174,15 @@ def _is_whole(value: object) -> bool:
     """A size, one for each layer, or none."""
     sizes = value if isinstance(value, list) else [value]
     return all(one is None or (type(one) is int and one > 0) for one in sizes)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= WIDE
+
+
+def _is_text(value: object) -> bool:
+    """A name, several, or none."""
+    return all(isinstance(one, str | None) for one in (value if isinstance(value, list) else [value]))
 
 
 def _bound(key: str, held: Held) -> tuple[int, str] | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.hub import cached_file
 
 from alignctl.errors import AlignctlError, SetupError
-from alignctl.models.claims import CONFIG, check_claims, check_config
+from alignctl.models.claims import CONFIG, check_claims, check_config, check_size
 from alignctl.models.exhaustion import is_out_of_memory
 
 NEEDED = "alignctl loads causal language models in safetensors, without remote code"
@@ -31,6 +33,18 @@ def read_config(base: str, revision: str | None) -> PretrainedConfig:
     # installed here, and transformers would fetch it.
     config._attn_implementation = config._experts_implementation = None
     return config
+
+
+def refuse_made_up(base: str, build: Callable[[], nn.Module]) -> None:
+    """Refuse a model most of whose weights would be made up: transformers gives them memory before it tells.
+
+    It is built without bytes for that. What lies on the hub is not here to be held against.
+    """
+    directory = Path(base)
+    if directory.is_dir():
+        with translated(base), torch.device("meta"):
+            model = build()
+        check_size(directory, sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())))
 
 
 @contextmanager

@@ -28,15 +28,8 @@ from transformers.utils import logging
 from alignctl.config import AdapterConfig, LoraAdapter, ModelConfig, NoAdapter, PinnedModel, TinyModel
 from alignctl.config.paths import local_path
 from alignctl.errors import SetupError, UsageError
-from alignctl.models.claims import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    CONFIG,
-    check_adapter,
-    check_config,
-    check_size,
-)
-from alignctl.models.foreign import read_config, translated
+from alignctl.models.claims import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, check_adapter, check_config
+from alignctl.models.foreign import read_config, refuse_made_up, translated
 from alignctl.models.own_files import refuse_files_elsewhere
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.policy import causal_lm
@@ -127,7 +120,10 @@ def _locate_adapter(directory: Path) -> Source:
             "alignctl reads no pickle; where you trust adapter_model.bin, convert it once with PEFT:",
             "  PeftModel.from_pretrained(BASE_MODEL, DIR).save_pretrained(NEW_DIR)",
         )
-    found = locate_path(base, adapter.get("revision"))
+    try:
+        found = locate_path(base, adapter.get("revision"))
+    except SetupError as error:
+        raise SetupError(f"the base of the adapter {directory}: {error.message}", *error.hints) from error
     return Source(found.base, found.revision, directory)
 
 
@@ -178,7 +174,7 @@ def context_length(source: Source) -> int | None:
 def load_weights(source: Source) -> PreTrainedModel | PeftModel:
     """The model in float32 on the CPU, dropout off; a PeftModel (trainable) when the source is an adapter."""
     config = _model_config(source)
-    _refuse_oversized(source, config)
+    refuse_made_up(source.base, lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     with translated(source.base):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
@@ -211,16 +207,6 @@ def _model_config(source: Source) -> PretrainedConfig:
         )
     config.update(_dropout_off(config.to_dict()))
     return config
-
-
-def _refuse_oversized(source: Source, config: PretrainedConfig) -> None:
-    """Refuse a config whose tensors would mostly be made up, before any is: the model, without bytes."""
-    directory = Path(source.base)
-    if not directory.is_dir():
-        return
-    with translated(source.base), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    check_size(directory, sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())))
 
 
 def skeleton(source: Source, adapter: AdapterConfig) -> PreTrainedModel | PeftModel:
@@ -345,7 +331,8 @@ def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
     model = load_weights(source)
     fingerprint, base = model_fingerprint(model), base_fingerprint(model)
     if isinstance(adapter, NoAdapter):
-        merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+        with translated(str(source.adapter or source.base)):
+            merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
         return Start(merged.requires_grad_(True), fingerprint, base)
     if isinstance(model, PeftModel):
         _same_adapter(model, adapter)

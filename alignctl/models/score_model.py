@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from alignctl.errors import SetupError
-from alignctl.models.foreign import read_config, translated
+from alignctl.models.foreign import read_config, refuse_made_up, translated
 from alignctl.models.load import Source, is_classifier
 
 TOKENS = 8192
@@ -108,6 +108,7 @@ def load_score_model(
 ) -> ScoreModel:
     """The weights, in `dtype`. Raises SetupError when they cannot be loaded or are not all there."""
     config.get_text_config().pad_token_id = pad  # where transformers looks for the last token to score
+    refuse_made_up(source.base, lambda: AutoModelForSequenceClassification.from_config(config, dtype=dtype))
     with translated(setting, NEEDED):
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             source.base,

@@ -65,6 +65,9 @@ BEYOND = [
     ("num_hidden_layers", -1, "a whole number above 0 belongs there"),
     ("num_attention_heads", 0, "a whole number above 0 belongs there"),
     ("n_layer", {"a": 1}, "a whole number above 0 belongs there"),
+    ("architectures", ["LlamaForCausalLM", 1], "names belong there"),
+    ("architectures", {"LlamaForCausalLM": 1}, "names belong there"),
+    ("model_type", 7, "names belong there"),
     ("head_dim", 1e300, "no model has more than 4194304"),
 ]
 
@@ -147,8 +150,12 @@ UNFIT_ADAPTERS = [
     ({"r": "4"}, "r", "a whole number above 0 belongs there"),
     ({"r": [4]}, "r", "a whole number above 0 belongs there"),
     ({"rank_pattern": {"q_proj": 33}}, "r", "no tensor in adapter_model.safetensors is longer than 32"),
+    ({"lora_alpha": float("nan")}, "lora_alpha", "a finite number belongs there"),
+    ({"lora_alpha": "8"}, "lora_alpha", "a finite number belongs there"),
+    ({"alpha_pattern": {"q_proj": float("inf")}}, "lora_alpha", "a finite number belongs there"),
+    ({"num_virtual_tokens": 10**12}, "num_virtual_tokens", "no model has more than 4096"),
     ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config", "module to import"),
-    ({"revision": 3}, "revision", "a text belongs there"),
+    ({"revision": 3}, "revision", "names belong there"),
     *(({"target_modules": pattern}, "target_modules", "") for pattern in PATTERNS),
     ({"exclude_modules": "(x*)*"}, "exclude_modules", "it may take for ever"),
     ({"alpha_pattern": {"(x*)*y": 8}}, "alpha_pattern", "it may take for ever"),

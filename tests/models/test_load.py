@@ -284,6 +284,13 @@ def test_damaged_adapters_are_refused(adapter_dir, name):
     assert str(adapter_dir) in error.message
 
 
+def test_an_adapter_that_cannot_be_merged_is_refused(adapter_dir):
+    file = adapter_dir / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"alora_invocation_tokens": [1]}))
+    error = refusal_of(load_start, locate_path(str(adapter_dir)), NONE, seed=0)
+    assert error.message == f"{adapter_dir} cannot be loaded: aLoRA does not support merging."
+
+
 def test_an_adapter_config_that_is_no_json_is_refused(adapter_dir):
     (adapter_dir / "adapter_config.json").write_text("{")
     assert "cannot be read as JSON" in refusal_of(locate_path, str(adapter_dir)).message
