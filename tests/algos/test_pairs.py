@@ -70,3 +70,9 @@ def test_means_are_rounded_once() -> None:
     values = torch.tensor([1e16, 1.0, -1e16], dtype=torch.float64)
     for order in ([0, 1, 2], [0, 2, 1], [1, 0, 2]):
         assert mean(values[order]) == 1 / 3
+
+
+def test_weights_are_exact_in_the_dtype_of_the_losses() -> None:
+    weights = row_weights([example(0, (1, 1), weight=0.1)], torch.zeros(1, dtype=torch.float64))
+    assert weights.dtype == torch.float64
+    assert weights.tolist() == [0.1]

@@ -204,3 +204,30 @@ def test_explained_variance_is_1_for_the_returns_themselves_and_0_for_a_constant
     expected = 1 - statistics.pvariance(rest) / statistics.pvariance(flat)
     assert ppo.explained_variance(table(VALUES), table(returns), MASK) == pytest.approx(expected)
     assert math.isnan(ppo.explained_variance(table(VALUES), torch.ones(3, 3), MASK))
+
+
+# --- what a small change would leave unseen ------------------------------------------------------------
+
+
+def test_an_answer_of_one_token_has_one_error() -> None:
+    advantages, returns = ppo.gae(table([[2.0]]), table([[0.5]]), mask_of([[0]]), 1.0, 0.95)
+    assert (advantages.tolist(), returns.tolist()) == ([[1.5]], [[2.0]])
+
+
+def test_whitening_gives_way_where_the_variance_is_as_small_as_its_floor() -> None:
+    values = torch.tensor([[1e-4, -1e-4]], dtype=torch.float64)
+    white = ppo.whiten(values, torch.ones(1, 2, dtype=torch.bool))
+    assert white.tolist() == [pytest.approx([0.5**0.5, -(0.5**0.5)], rel=1e-9)]
+
+
+def test_a_ratio_is_the_new_policy_over_the_old() -> None:
+    # 1.22 is clipped at 0.2; its inverse, 0.82, would not be.
+    new, old = table([[math.log(1.22)]]), table([[0.0]])
+    metrics = ppo.update_metrics(new, old, table([[1.0]]), mask_of([[0]]), 0.2)
+    assert metrics["clip_fraction"] == 1.0
+    assert metrics["ratio"] == pytest.approx(1.22, rel=1e-12)
+
+
+def test_variance_is_explained_however_small_it_is() -> None:
+    returns = table([[0.0, 0.1]])
+    assert ppo.explained_variance(returns, returns, mask_of([[0, 0]])) == 1.0
