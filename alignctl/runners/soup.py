@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -60,16 +61,18 @@ def run(config: SoupConfig, *, argv: Sequence[str], output: OutputFormat) -> int
     named = [understand(word) for word in config.members]
     _refuse_place(out, named)
     with (
-        only_writer(out, lock_beside(out)),
         stop_signals() as stop,
         open_panel(console, f"alignctl soup  {out}", output=output) as panel,
         memory_faults(*LESS_MEMORY),
+        ExitStack() as writing,
     ):
-        _refuse_finished(out, config)
-        remove_leftovers_of(out)
+        # Members that are unfit are refused before anything is written, a lock included.
         members = [_open(word, panel) for word in config.members]
         base = base_model(config.soup)
         base_member = None if base is None else _open(base, panel)
+        writing.enter_context(only_writer(out, lock_beside(out)))
+        _refuse_finished(out, config)
+        remove_leftovers_of(out)
         search = _search(config, members, panel, stop)
         reports: list[SoupReport] = []
 
