@@ -201,27 +201,40 @@ def test_what_cannot_be_used_is_refused_and_nothing_else_happens(
 
 
 LORA = ("adapter=lora", "adapter.r=2", "adapter.alpha=4", "adapter.dropout=0")
+TOKENIZER = {"auto_map": {"AutoTokenizer": ["mine.Slow", "mine.Fast"]}}
+HUB_TOKENIZER = {"auto_map": {"AutoTokenizer": [None, "stranger/code--mine.Fast"]}}
+
+
+def all_of(*spoils: Spoil) -> Spoil:
+    """One after another, so that one run tries them all: none may change anything."""
+
+    def spoil(place: Place, payload: Payload) -> None:
+        for one in spoils:
+            one(place, payload)
+
+    return spoil
+
+
 INERT: dict[str, tuple[Spoil, tuple[str, ...]]] = {
-    "pickles beside the weights": (pickles_beside, ()),
-    "code for a known type": (
-        code_of_its_own(
-            {"auto_map": REMOTE, "trust_remote_code": True, "_name_or_path": "http://192.0.2.1/x"}
+    "pickles and code beside the weights": (
+        all_of(
+            pickles_beside,
+            code_of_its_own(
+                {"auto_map": REMOTE, "trust_remote_code": True, "_name_or_path": "http://192.0.2.1"}
+            ),
+            code_of_its_own(TOKENIZER, "tokenizer_config.json"),
+            modules_named_like_installed_ones,
         ),
         (),
     ),
-    "hub code for a known type": (code_of_its_own({"auto_map": HUB_CODE, "name_or_path": "a/b"}), ()),
-    "code of a tokenizer": (
-        code_of_its_own({"auto_map": {"AutoTokenizer": ["mine.Slow", "mine.Fast"]}}, "tokenizer_config.json"),
-        (),
-    ),
-    "hub code of a tokenizer": (
-        code_of_its_own(
-            {"auto_map": {"AutoTokenizer": [None, "stranger/code--mine.Fast"]}}, "tokenizer_config.json"
+    "code on the hub for a known type": (
+        all_of(
+            code_of_its_own({"auto_map": HUB_CODE, "name_or_path": "a/b"}),
+            code_of_its_own(HUB_TOKENIZER, "tokenizer_config.json"),
         ),
         (),
     ),
     "generation of its own": (generation_of_its_own, ("eval.samples=1", "eval.max_new_tokens=2")),
-    "modules named like installed ones": (modules_named_like_installed_ones, ()),
     "adapter with files of its own": (
         adapter(init_lora_weights="eva", tokenizer_path="../away", trust_remote_code=True),
         LORA,
