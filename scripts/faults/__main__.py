@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,17 @@ def _wanted(figure: Figure, trials: int | None) -> int:
 def _records(out: Path) -> list[dict[str, Any]]:
     """The finished trials; a line that a kill cut short is a trial that did not finish."""
     file = out / "trials.jsonl"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def _keep(out: Path, record: dict[str, Any]) -> None:
+    """One line more; an empty one before it, so that a line which was cut short does not swallow it."""
     with open(out / "trials.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(f"\n{json.dumps(record)}\n")
 
 
 def _options() -> argparse.Namespace:

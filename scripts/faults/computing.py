@@ -21,10 +21,10 @@ SPIKE = 1e6
 LARGEST_MOVE = 4.0
 """In learning rates: what Adam moves at most when one clipped gradient follows small ones is 3.2."""
 EVERY_STEP = ("checkpoint.every=1", "checkpoint.keep=30")
-HALF = 256
-"""Of the micro-batch that runs in the lab are given."""
+BATCH, WHOLE, HALF = 8, 1024, 512
+"""Rows of a step and tokens at a time: the rows take more than half, so halving splits them anew."""
 MEGABYTE = 2**20
-LIMITS = (0, 20, 60, 120, 200, 400)
+LIMITS = (400, 200, 120, 60)
 """Megabytes that a command may map beyond what its imports took."""
 
 
@@ -68,15 +68,16 @@ def spike(lab: Lab, work: Work) -> None:
 
 def halved(lab: Lab, work: Work, prepare: Callable[[], None]) -> None:
     """Out of memory once in the first step: from there the same as half the micro-batch from the start."""
+    whole = changed(work, f"train.batch_size={BATCH}", f"hardware.micro_tokens={WHOLE}")
     half = replace(
-        changed(work, f"hardware.micro_tokens={HALF}"),
+        changed(whole, f"hardware.micro_tokens={HALF}"),
         name=f"{work.name}-half",
         same=("metrics.jsonl", "samples.jsonl", "model/*.safetensors"),
         steps=0,
     )
     expected = lab.undisturbed(half)
     place = lab.fresh()
-    ended = run(place, lab.words(work), prepare)
+    ended = run(place, lab.words(whole), prepare)
     expect(ended.code == 0, f"exit {ended.code}: {ended.said[-300:]}")
     expect(f"going on with hardware.micro_tokens={HALF}" in " ".join(_warnings(place / work.out)), "not told")
     compare(half, expected, place / work.out)

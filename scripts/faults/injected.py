@@ -55,7 +55,8 @@ def exhaust(where: Where, calls: Collection[int], error: str = "cuda", above: in
     plain = torch.nn.functional.silu
 
     def silu(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if torch.is_grad_enabled() == (where == "training"):
+        # Before a run, memory is estimated on tensors without values: those passes are not meant.
+        if type(input) is Tensor and torch.is_grad_enabled() == (where == "training"):
             seen.done += 1
             tokens = input.numel() // input.shape[-1]
             if seen.done in calls or (above and tokens > above):
