@@ -61,8 +61,9 @@ OPPOSITE: Mapping[type[ast.AST], type[ast.AST]] = {
 }
 COMMUTATIVE = {"max", "min", "maximum", "minimum"}
 NOT_MUTATED = (ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
-"""f-strings are words for people, an assert tells the type checker what is known. Nor is `device=` dropped:
-without a second device nothing can tell."""
+"""f-strings are words for people, an assert tells the type checker what is known."""
+UNSEEN = {"device", "strict"}
+"""Arguments left alone: there is no second device to tell, and `strict=True` is an assertion."""
 
 
 def mutants_of(file: str, source: bytes) -> list[Mutant]:
@@ -85,6 +86,8 @@ def _places(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, ast.stmt]]:
 
     def walk(node: ast.AST, statement: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, ast.stmt]]:
         if isinstance(node, NOT_MUTATED) or _is_text(node) or _is_literal_type(node):
+            return
+        if isinstance(node, ast.keyword) and node.arg in UNSEEN:
             return
         statement = node if isinstance(node, ast.stmt) else statement
         if isinstance(node, ast.expr | ast.stmt):
@@ -179,7 +182,7 @@ def _other_calls(call: ast.Call) -> Iterator[tuple[str, ast.AST]]:
     if len(given) > 1:
         yield "argument dropped", _with(call, args=given[:-1])
     for place, word in enumerate(call.keywords):
-        if word.arg == "device":
+        if word.arg in UNSEEN:
             continue
         rest = [*call.keywords[:place], *call.keywords[place + 1 :]]
         yield "argument dropped", _with(call, keywords=rest)

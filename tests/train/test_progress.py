@@ -140,3 +140,18 @@ def test_unchanged_fingerprints_pass_and_each_changed_one_is_named() -> None:
 def test_a_fingerprint_that_the_checkpoint_lacks_counts_as_changed() -> None:
     with pytest.raises(RunDirectoryError, match="template changed"):
         refuse_changes({"data": "a"}, {"data": "a", "template": "b"})
+
+
+def test_the_first_step_that_is_skipped_is_the_first_in_a_row() -> None:
+    assert Progress().stepped(1, applied=False, carried={}, stopped=None).skipped_in_row == 1
+
+
+def test_the_figures_of_steps_that_the_watch_may_ask_for_are_kept_and_told() -> None:
+    held = Verdict(held=(10,))
+    progress = after(0.69).stepped(10, applied=True, carried={}, stopped=None)
+    progress = progress.evaluated(figures(0.5), 0.5, held)
+    progress = progress.stepped(20, applied=True, carried={}, stopped=None)
+    progress = progress.evaluated(figures(0.4), 0.4, held)
+    assert progress.held == {"10": figures(0.5)}
+    told = headline(progress, Kept(10, "alarm"))
+    assert told["loss"] == {"start": {"value": 0.69}, "best": {"value": 0.5}, "last": {"value": 0.4}}

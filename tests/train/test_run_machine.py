@@ -148,6 +148,22 @@ class RunMachine(RuleBasedStateMachine):
         self.rotated(keep, protect)
 
     @precondition(lambda self: self.run is not None)
+    @rule()
+    def train_and_save(self) -> None:
+        self.train_a_step()
+        self.save(keep=3, protect=set())
+
+    @precondition(lambda self: self.checkpoints)
+    @rule(how=st.sampled_from(sorted(DAMAGE)))
+    def damage_the_newest_two_and_go_on(self, how: str) -> None:
+        """What it takes for a resume to pass over more than one checkpoint."""
+        for step in sorted(self.checkpoints)[-2:]:
+            self.harm(step, how, "model.safetensors")
+        self.process.close()
+        self.run = None
+        self.resume()
+
+    @precondition(lambda self: self.run is not None)
     @rule(keep=st.integers(1, 4), protect=st.sets(st.integers(1, 12), max_size=2))
     def rotate(self, keep: int, protect: set[int]) -> None:
         rotate(self.directory, self.step, request=request_hash(config()), keep=keep, protect=protect)
@@ -167,7 +183,9 @@ class RunMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.checkpoints)
     @rule(data=st.data(), how=st.sampled_from(sorted(DAMAGE)), name=st.sampled_from(FILES))
     def damage(self, data: st.DataObject, how: str, name: str) -> None:
-        step = data.draw(st.sampled_from(sorted(self.checkpoints)))
+        self.harm(data.draw(st.sampled_from(sorted(self.checkpoints))), how, name)
+
+    def harm(self, step: int, how: str, name: str) -> None:
         kept = self.checkpoints[step]
         if not kept.good:
             return
