@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -164,26 +163,15 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["train", "--help"], ["train", "train.lr", "--help"], ["ls"], ["train", "algo.bta=1"]],
+    [["--help"], ["train", "--help"], ["ls"], ["train", "algo.bta=1"], ["train", "--cfg", "job"]],
 )
-def test_answers_in_half_a_second_of_work(words: list[str]):
-    def seconds() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(alignctl(*words), cwd=ROOT, capture_output=True, check=False)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    # Processor time and the best of five, since a busy machine says nothing about the command.
-    assert min(seconds() for _ in range(5)) < 0.5
-
-
-@pytest.mark.parametrize("words", [["train", "--help"], ["train", "algo.bta=1"], ["train", "--cfg", "job"]])
 def test_nothing_heavy_is_imported_before_a_run(words: list[str]):
     program = f"""
 import sys
 from alignctl.cli import main
 main({words!r})
-print(sorted({{"torch", "transformers", "datasets", "peft", "rich"}} & set(sys.modules)), file=sys.stderr)
+heavy = {{"torch", "transformers", "datasets", "peft", "numpy", "pyarrow", "safetensors", "rich", "httpx"}}
+print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
