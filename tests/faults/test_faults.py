@@ -17,7 +17,8 @@ NAMED = {figure.name: figure for figure in FIGURES}
 A_FEW = {
     "killed and stopped": [("kill-dpo", 0), ("sigterm", 0), ("sigint", 1)],
     "damaged": [("damage", 3), ("damage", 13), ("damage", 19), ("undamaged", 0), ("all-damaged", 0)],
-    "killed where answers are sampled": [("kill-hypo", 0)],
+    "killed where answers are sampled": [("kill-hypo", 0), ("kill-ppo", 0)],
+    "killed where scores are trained": [("kill-reward", 0)],
     "soup and evaluation": [("kill-soup", 0), ("kill-eval", 0), ("second-writer", 1)],
     "storage": [("file-limit-dpo", 3), ("file-limit-dpo", 6), ("second-writer", 0)],
     "numbers": [("not-finite", 0), ("not-finite", 3), ("three-in-row", 1), ("spike", 0), ("habits", 0)],

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alignctl.cli import main
 from alignctl.models.load import locate_path
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 QUICK = {
     "model": "tiny",
@@ -46,14 +42,6 @@ RUNS = {
     "ppo-separate": PPO | {"algo.critic": "separate", "algo.samples": "1", "algo.minibatches": "2"},
     "ppo-lora": PPO | {"adapter": "lora", "algo.kl_target": "1.0"},
 }
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory and a cache of the test's own."""
-    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def words(settings: dict[str, str]) -> list[str]:
@@ -253,34 +241,3 @@ def test_a_reward_model_is_no_policy(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 3
     assert "reward model" in said or "sequence classifier" in said
     assert locate_path(str(reward)).base.endswith("model")
-
-
-# --- killed --------------------------------------------------------------------------------------------
-
-
-def start(place: Path, out: str, settings: Sequence[str]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"ALIGNCTL_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "alignctl.cli", "train", *settings, f"out={out}"]
-    return subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.DEVNULL)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "reward", "hypo", "ppo-separate", "ppo-lora"])
-def test_killed_at_random_it_ends_with_the_same_bytes(name: str, tmp_path: Path) -> None:
-    long = {"train.steps": "24", "checkpoint.every": "3", "eval.every": "8", "hardware.threads": "1"}
-    settings = words(RUNS[name] | long)
-    assert start(tmp_path, "whole", settings).wait() == 0
-    for after in (4, 13):
-        process = start(tmp_path, "killed", settings)
-        metrics = tmp_path / "killed" / "metrics.jsonl"
-        until = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < until:
-            if metrics.exists() and metrics.read_bytes().count(b'"split": "train"') >= after:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start(tmp_path, "killed", settings).wait() == 0
-    same_run(tmp_path / "whole", tmp_path / "killed")
-    record = json.loads((tmp_path / "killed" / "run.json").read_text())
-    assert record["resumes"], "the run outran the signals"

@@ -14,14 +14,14 @@ import pytest
 
 from alignctl.cli import main
 
+pytestmark = pytest.mark.usefixtures("workplace")
+
 STEPS = 5
 WORDS = (
     *("model=tiny", "model.hidden=32", "dataset.pairs=24", "dataset.eval_pairs=6", "dataset.gold_samples=2"),
     *("eval.max_new_tokens=4", "eval.every=3", "watch.samples=2", "checkpoint.every=1", "checkpoint.keep=9"),
     *(f"train.steps={STEPS}", "train.batch_size=4", "train.lr=1e-2"),
 )
-SAMPLED = ("algo.samples=2", "algo.max_new_tokens=4")
-LETTERS = ("reward=pattern", "reward.pattern=[aeiou]", "algo.missing_end_score=null")
 RUNS = {
     # The anchor that an alarm sets is carried from one evaluation to the steps after it; dropout draws.
     "dpo": (
@@ -35,12 +35,6 @@ RUNS = {
     ),
 }
 JSON_LINES = ("metrics.jsonl", "samples.jsonl")
-
-
-@pytest.fixture(autouse=True)
-def workplace(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory and a cache of the test's own."""
-    monkeypatch.chdir(tmp_path)
 
 
 def train(run: Path, name: str) -> None:

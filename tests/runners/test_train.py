@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignctl.cli import main
 
+pytestmark = pytest.mark.usefixtures("workplace")
+
 QUICK = {
     "model": "tiny",
     "dataset.pairs": "64",
@@ -25,14 +27,6 @@ QUICK = {
     "train.steps": "6",
 }
 HH = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh-harmless-1.jsonl.gz"
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory and a cache of the test's own."""
-    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def train(out: str, **changes: str) -> Path:

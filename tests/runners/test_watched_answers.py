@@ -10,6 +10,8 @@ import pytest
 
 from alignctl.cli import main
 
+pytestmark = pytest.mark.usefixtures("workplace")
+
 QUICK = {
     "model": "tiny",
     "dataset.pairs": "32",
@@ -34,14 +36,6 @@ FIGURES = ("likelihood", "entropy_top10", "mass_top10", "distinct")
 SAMPLED = {f"sampled/{name}{end}" for name in FIGURES for end in ("", "_se")}
 LENGTH = {"response_length", "response_length_se"}
 KL = {"kl/sequence", "kl/token", "kl/sequence_se", "kl/token_se"}
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory and a cache of the test's own."""
-    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def train(out: str, settings: dict[str, str]) -> Path:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +12,8 @@ from safetensors.torch import load_file
 from alignctl.cli import main
 from alignctl.train.watch.course import read_records
 
+pytestmark = pytest.mark.usefixtures("workplace")
+
 # A threshold so low that the first step back of entropy and loss is an alarm.
 TOUCHY = [
     *("model=tiny", "dataset.pairs=32", "dataset.eval_pairs=8", "dataset.gold_samples=2"),
@@ -24,14 +21,6 @@ TOUCHY = [
     *("train.schedule=constant", "hardware.threads=1", "watch.samples=4", "watch.window=1"),
     *("watch.indicator=sampled", "watch.noise=0.001"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory and a cache of the test's own."""
-    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def train(out: str, *words: str) -> Path:
@@ -126,28 +115,3 @@ def test_few_evaluations_and_none_are_said(capsys: pytest.CaptureFixture[str]) -
     assert "2 evaluations are too few to tell over-optimisation by: 5 are needed" in capsys.readouterr().out
     train("none", "train.steps=4", "dataset.eval_pairs=0")
     assert "nothing was held out" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_an_adapted_run_that_was_killed_ends_with_the_same_bytes(workplace: Path) -> None:
-    kept = [word for word in TOUCHY if not word.startswith("checkpoint.every=")]
-    words = [*kept, "watch.action=adapt", "checkpoint.every=3"]
-    command = [sys.executable, "-m", "alignctl.cli", "train", *words]
-    quiet = {"cwd": workplace, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.DEVNULL}
-    assert subprocess.run([*command, "out=whole"], **quiet, check=False).returncode == 0
-    weights = [line["watch/anchor"] for line in train_lines(Path("whole"))]
-    assert max(weights) > 0
-    after = 2 + next(step for step, weight in enumerate(weights, start=1) if weight)
-    process = subprocess.Popen([*command, "out=killed"], **quiet)
-    metrics = workplace / "killed" / "metrics.jsonl"
-    until = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < until:
-        if metrics.exists() and metrics.read_bytes().count(b'"split": "train"') >= after:
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert subprocess.run([*command, "out=killed"], **quiet, check=False).returncode == 0
-    for name in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"):
-        assert (workplace / "whole" / name).read_bytes() == (workplace / "killed" / name).read_bytes(), name
-    assert record(Path("whole"))["watch"] == record(Path("killed"))["watch"]
