@@ -19,7 +19,7 @@ from pathlib import Path
 STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STORAGE_REFUSES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.ENOLCK, errno.EOPNOTSUPP),
 }
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")

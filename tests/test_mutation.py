@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "mutation"))
-
-examination, mutants, processes = map(importlib.import_module, ("examination", "mutants", "processes"))
+from scripts.mutation import examination, mutants, processes
 
 SOURCE = '''"""Planted."""
 

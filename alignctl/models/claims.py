@@ -143,7 +143,8 @@ def _shapes(file: Path) -> list[list[int]]:
     try:
         if not file.is_file():
             raise FileNotFoundError("it is no regular file")
-        with safe_open(file, "pt") as opened:
+        # As NumPy would: torch's own map counts as memory, more of it than a small machine grants.
+        with safe_open(file, "np") as opened:
             return [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118  (not a mapping)
     except (OSError, ValueError, SafetensorError) as error:
         raise SetupError(

@@ -19,8 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-from examination import Outcome, equivalents, examine
-from processes import Area
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by its path, as scripts are
+
+from scripts.mutation.examination import Outcome, equivalents, examine
+from scripts.mutation.processes import Area
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENTS = Path(__file__).with_name("equivalents.toml")

@@ -11,8 +11,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mutants import Mutant, mutants_of
-from processes import Area, is_killed, modules_of, observe, settle
+from scripts.mutation.mutants import Mutant, mutants_of
+from scripts.mutation.processes import Area, is_killed, modules_of, observe, settle
 
 
 @dataclass(frozen=True, slots=True)

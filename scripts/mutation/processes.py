@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
-from mutants import Mutant
+
+from scripts.mutation.mutants import Mutant
 
 COPIED = ("alignctl", "conf", "scripts", "tests", "pyproject.toml", "README.md")
 

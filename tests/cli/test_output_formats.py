@@ -123,10 +123,12 @@ def test_recipes_and_sweeps_hand_the_format_on() -> None:
     assert [one["exit_code"] for one in errors] == [1, 1]
     assert errors[-1]["error"].startswith("stage 1 of 2, a ended with exit code 1")
 
-    sweep = child("train", "-m", *QUICK, "algo.beta=0.1,0.3", "out=s", "--format", "quiet")
-    assert (sweep.stdout, sweep.stderr) == ("s\n", "")
     sweep = child("train", "-m", *QUICK, "algo.beta=0.1,0.3", "out=s", "--format", "json")
     assert [job["exit_code"] for job in json.loads(sweep.stdout)["jobs"]] == [0, 0]
+    betas = [Path(f"s/{job}/config.yaml").read_text().split("beta: ")[1].split()[0] for job in (0, 1)]
+    assert betas == ["0.1", "0.3"]
+    again = child("train", "-m", *QUICK, "algo.beta=0.1,0.3", "out=s", "--format", "quiet")
+    assert (again.stdout, again.stderr) == ("s\n", "")
 
 
 # --- listings, configs, mistakes -----------------------------------------------------------------------

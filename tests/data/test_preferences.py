@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from alignctl.data.bad_rows import BadRows, count_reasons
 from alignctl.errors import DataError, SetupError
@@ -190,24 +187,3 @@ def test_real_hh_rows_load_and_the_eight_unclean_ones_are_named(dataset, load_fi
     lines = [int(bad.id.rsplit(":", 1)[1]) for bad in caught.value.rows]
     assert lines == [87, 517, 668, 764, 926, 1104, 1255, 1320]
     assert count_reasons(caught.value.rows) == count_reasons(data.bad)
-
-
-VALID = "".join(
-    json.dumps(row) + "\n" for row in (GOOD, text(prompt="é", p_chosen=0.5), text(weight=2))
-).encode()
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(max_size=6), st.integers(0, 40)), max_size=4)
-)
-def test_mutated_files_load_or_end_in_a_data_error(dataset, load_file, tmp_path, edits):
-    content = VALID
-    for place, inserted, removed in edits:
-        content = content[:place] + inserted + content[place + removed :]
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(content)
-    for on_bad, kind in (("error", "pairs"), ("drop", "pairs"), ("drop", "answers"), ("drop", "prompts")):
-        with contextlib.suppress(DataError):
-            data = load_file(dataset(path, on_bad=on_bad), seed=0, kind=kind)
-            assert all(branch.strip() for row in data.train for branch in row.branches)

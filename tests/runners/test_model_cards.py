@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -95,44 +90,6 @@ def test_the_code_in_the_card_works_where_the_card_lies(
     shown = capsys.readouterr().out.strip()
     if model == "reward/model":
         assert float(shown) != 0
-
-
-@pytest.mark.slow
-def test_a_killed_and_resumed_run_has_the_same_model_directory(place: Path, tmp_path: Path) -> None:
-    words = [
-        "model=tiny",
-        *QUICK,
-        "checkpoint.every=1",
-        "train.steps=20",
-        "eval.every=10",
-        "hardware.threads=1",
-    ]
-    command = [sys.executable, "-m", "alignctl.cli", "train", *words, "out=run", "--format", "json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    found = []
-    for disturbed in (False, True):
-        directory = tmp_path / str(disturbed)
-        directory.mkdir()
-        if disturbed:
-            damaged_half_way(command, directory, environment)
-        subprocess.run(command, cwd=directory, env=environment, check=True, capture_output=True)
-        files = sorted((directory / "run" / "model").iterdir())
-        found.append({file.name: file.read_bytes() for file in files})
-    assert json.loads((tmp_path / "True/run/run.json").read_text())["warnings"]
-    assert found[0] == found[1]
-
-
-def damaged_half_way(command: list[str], directory: Path, environment: dict[str, str]) -> None:
-    """Start the run, kill it, and damage its newest checkpoint, which the resumed run has to warn of."""
-    process = subprocess.Popen(command, cwd=directory, env=environment, stderr=subprocess.DEVNULL)
-    checkpoints, until = directory / "run" / "checkpoints", time.monotonic() + 120
-    while len(list(checkpoints.glob("step-*"))) < 2 and time.monotonic() < until:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    newest = max(checkpoints.glob("step-*")) / "model.safetensors"
-    content = newest.read_bytes()
-    newest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 # --- what a model began with ---------------------------------------------------------------------------

@@ -222,10 +222,3 @@ def test_real_preferences_are_trained_on_and_their_bad_rows_listed() -> None:
     words = ["model=tiny", f"dataset={HH}", "dataset.on_bad=drop", "dataset.eval_size=40", "train.steps=3"]
     assert main(["train", *words, "eval.samples=2", "eval.max_new_tokens=4", "out=run"]) == 0
     assert len(lines(Path("run/bad_rows.jsonl"))) == 8
-
-
-def test_a_sweep_runs_every_job() -> None:
-    words = [f"{key}={value}" for key, value in (QUICK | {"train.steps": "2"}).items()]
-    assert main(["train", "-m", "out=sweep", "algo.beta=0.1,0.3", *words]) == 0
-    betas = [Path(f"sweep/{job}/config.yaml").read_text().split("beta: ")[1].split()[0] for job in (0, 1)]
-    assert betas == ["0.1", "0.3"]

@@ -74,8 +74,10 @@ def places_of_file(path: Path) -> dict[str, Place]:
     try:
         if not path.is_file():
             raise FileNotFoundError("no such file")
-        with safe_open(path, "pt"):
-            pass  # opening judges sizes, offsets and types; the reader below may then trust them
+        # Opening judges sizes, offsets and types, which the reader below may then trust. As NumPy would:
+        # torch's own map counts as memory, more of it than a small machine grants.
+        with safe_open(path, "np"):
+            pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
