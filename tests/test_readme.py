@@ -126,8 +126,15 @@ def test_every_other_command_composes(verb: str, words: list[str]) -> None:
     load(open_conf(None, verb), words)
 
 
+TRAININGS = [
+    pytest.param(words, id=" ".join(words), marks=[pytest.mark.long] if "-m" in words else [])
+    for words in trainings()
+    if "--cfg" not in words
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [w for w in trainings() if "--cfg" not in w], ids=" ".join)
+@pytest.mark.parametrize("words", TRAININGS)
 def test_every_training_command_trains_when_shrunk(words: list[str], request: pytest.FixtureRequest) -> None:
     if any("runs/seed-" in word for word in words):
         request.getfixturevalue("two_seeds")
@@ -149,6 +156,7 @@ def test_every_training_command_trains_when_shrunk(words: list[str], request: py
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_recipe_of_the_readme_runs_when_shrunk_and_is_done_when_repeated() -> None:
     assert recipes()
     small = {key: value for key, value in (SHRUNK | DEMO).items() if key != "dataset.eval_size"}

@@ -175,6 +175,7 @@ def test_a_foreign_record_is_refused(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_chain_that_is_stopped_goes_on_and_runs_nothing_twice(capfd: pytest.CaptureFixture[str]):
     command = [sys.executable, "-m", "alignctl.cli", "train", "-cd", "own", "out=o", *SMALL]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

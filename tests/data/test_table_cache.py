@@ -372,6 +372,7 @@ print(peaks[2] - peaks[1])
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_memory_hardly_grows_with_the_number_of_rows(tmp_path):
     """A row here is some 0.6 kB of text and 2.3 kB of ids: 7,500 more of them take 22 MB if they are held,
     and more as objects."""

@@ -31,7 +31,14 @@ def gradients(policy, rows):
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="torch.compile takes a C++ compiler on a CPU")
-@pytest.mark.parametrize("kind", ["full", "lora", "checkpointed"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "full",
+        pytest.param("lora", marks=pytest.mark.long),
+        pytest.param("checkpointed", marks=pytest.mark.long),
+    ],
+)
 def test_gradients_are_those_of_the_uncompiled_layers(tiny, make_rows, kind):
     model, rows = tiny(dtype=torch.float32), make_rows(TREES)
     if kind == "lora":

@@ -52,6 +52,7 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not STATUS.exists(), reason="reads peak memory from /proc")
 @pytest.mark.parametrize("method", ["uniform", "slerp"])
 def test_peak_memory_does_not_grow_with_the_largest_tensor(tmp_path: Path, method: str) -> None:

@@ -139,6 +139,8 @@ def test_mistakes_answer_as_in_a_run(
     assert dry[2][dry[2].index("error:") :] == wet[2][wet[2].index("error:") :]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_memory_that_does_not_suffice_answers_as_in_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     """A row of 500 000 tokens in 64 layers would keep some 200 GB for its backward pass."""
     words = [
