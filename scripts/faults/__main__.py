@@ -4,7 +4,7 @@
     python scripts/faults --only kill-dpo damage --trials 3 --out faults
 
 Each finished trial is a line of DIR/trials.jsonl, and the same command goes on with those that are missing.
-The table is printed and written to DIR/faults.md. One core is enough. Most of the time goes into kill-recipe, minutes a trial.
+The table is printed and written to DIR/faults.md. One core is enough; kill-recipe takes minutes a trial.
 """
 
 from __future__ import annotations
