@@ -56,11 +56,8 @@ LESS_MEMORY = (
 def run(config: TrainConfig, *, argv: Sequence[str], overrides: Sequence[str], output: OutputFormat) -> int:
     """Train one model; returns 0, everything else is raised as an AlignctlError."""
     out = run_directory(config)
-    with (
-        stop_signals() as stop,
-        open_run(out, config, overrides, argv) as directory,
-        memory_faults(*LESS_MEMORY),
-    ):
+    run_opened = open_run(out, config, overrides, argv)
+    with stop_signals() as stop, run_opened as directory, memory_faults(*LESS_MEMORY):
         with open_panel(stderr_console(), f"alignctl train  {out}", output=output) as panel:
             data = _checked_data(config, directory, panel)
             steps = total_steps(config.train, len(data.rows))
