@@ -48,6 +48,7 @@ AREAS = {
         (
             "tests/train/test_checkpoint.py",
             "tests/train/test_durable.py",
+            "tests/train/test_power_cut.py",
             "tests/train/test_progress.py",
             "tests/train/test_checkpoint_crash.py",
             "tests/train/test_run_machine.py",

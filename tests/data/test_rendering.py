@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from alignctl.data.rendering import Limits, open_renderer, render, render_prompt
+from alignctl.data.rendering import AHEAD, Limits, open_renderer, render, render_chunks, render_prompt
 from alignctl.data.template import (
     MAX_TEMPLATE,
     answer_ending,
@@ -136,6 +137,21 @@ def test_many_rows_over_several_chunks_keep_their_own_answers_beside_bad_ones():
         assert [decode(tok, ids)[:-10] for ids in example.branches] == [f"yes {number}", f"no {number}"]
 
 
+def test_little_more_is_read_than_was_rendered():
+    """A table of millions of rows must not pile up in memory when encoding is slower than reading."""
+    drawn = 0
+
+    def chunks():
+        nonlocal drawn
+        for drawn in range(1, 9):  # noqa: B007  (counted for the lines below)
+            yield [row()]
+
+    tok = tokenizer()
+    limits = Limits(400, 200, 1, len(tok), allow_control_tokens=False)
+    ahead = [drawn - given for given, _ in enumerate(render_chunks(chunks(), open_renderer(tok, limits)), 1)]
+    assert ahead == [AHEAD] * (8 - AHEAD) + list(range(AHEAD))[::-1]
+
+
 # --- the end of an answer ------------------------------------------------------------------------------
 
 
@@ -185,6 +201,8 @@ def test_plain_text_without_a_template_gets_the_tokenizers_own_frame():
     assert decode(tok, framed.prompt) == "<|im_start|>q: "
     assert [decode(tok, ids) for ids in framed.branches] == ["and<|endoftext|>", "no<|endoftext|>"]
     assert render_prompt(source, tok, 200).tolist() == framed.prompt.tolist()
+    above = replace(source, prompt=(Message("system", "Be brief. "), *source.prompt))
+    assert decode(tok, render_prompt(above, tok, 200)) == "<|im_start|>Be brief. q: "
 
 
 # --- truncation ----------------------------------------------------------------------------------------

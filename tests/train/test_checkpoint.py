@@ -232,6 +232,27 @@ def test_all_bad_is_an_error_and_never_a_new_start(tmp_path: Path) -> None:
     assert "overwrite=true" in error.value.hints[-1]
 
 
+def test_of_many_bad_checkpoints_the_newest_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    for step in range(1, 9):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    with pytest.raises(RunDirectoryError) as error:
+        load_newest(tmp_path, request=REQUEST)
+    *told, more, _ = error.value.hints
+    assert told == [f"step-{step:06d}: MANIFEST.json is missing" for step in (8, 7, 6, 5, 4, 3)]
+    assert more == "+2 more"
+    (tmp_path / "step-000008").rmdir()
+    (tmp_path / "step-000007").rmdir()
+    with pytest.raises(RunDirectoryError) as error:
+        load_newest(tmp_path, request=REQUEST)
+    assert len(error.value.hints) == 6 + 1
+
+
+def test_checkpoints_out_of_reach_are_no_new_start(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(RunDirectoryError, match="checkpoints cannot be read: Not a directory"):
+        load_newest(tmp_path / "checkpoints", request=REQUEST)
+
+
 def test_a_checkpoint_of_another_request_is_not_used(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with pytest.raises(RunDirectoryError) as error:
