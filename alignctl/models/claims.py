@@ -97,6 +97,9 @@ def check_adapter(directory: Path) -> Mapping[str, Any]:
     config = check_config(file)
     if config.get("megatron_config") is not None:
         raise _refused(file, "megatron_config", config["megatron_config"], "it names a module to import")
+    if config.get("layer_replication"):
+        why = "it builds layers that the base lacks; merge it into the base first"
+        raise _refused(file, "layer_replication", config["layer_replication"], why)
     for key, pattern in _patterns(config):
         if reason := _unfit_pattern(pattern):
             raise _refused(file, key, pattern, reason)

@@ -7,15 +7,11 @@ exception: a snapshot there is made of links to the blobs beside it. No weight i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from alignctl.errors import SetupError
-
-INDEX = "model.safetensors.index.json"
-LARGEST_INDEX = 1 << 28
-"""Bytes."""
+from alignctl.models.soup.files import INDEX, read_json
 
 
 def refuse_files_elsewhere(directory: Path) -> None:
@@ -29,31 +25,23 @@ def refuse_files_elsewhere(directory: Path) -> None:
                 f"{directory / entry.relative_to(root)} is a link out of the model's directory, to {target}",
                 "copy the file to where the link is, or name the directory that holds the files",
             )
-    index = root / INDEX
+    index = directory / INDEX
     if index.is_file():
-        _refuse_shards_elsewhere(directory / INDEX, index)
+        _refuse_shards_elsewhere(index)
 
 
-def _refuse_shards_elsewhere(shown: Path, index: Path) -> None:
-    for shard in sorted(_shards(shown, index)):
+def _refuse_shards_elsewhere(index: Path) -> None:
+    for shard in sorted(_shards(index)):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise SetupError(
-                f"{shown} names the shard {shard[:160]!r}",
+                f"{index} names the shard {shard[:160]!r}",
                 "a shard is a safetensors file of the same directory",
             )
 
 
-def _shards(shown: Path, index: Path) -> set[str]:
+def _shards(index: Path) -> set[str]:
     """The files that an index names; whether they hold what it says is for the loader to see."""
-    if index.stat().st_size > LARGEST_INDEX:
-        raise SetupError(f"{shown} is larger than {LARGEST_INDEX >> 20} MiB, which no index should be")
-    try:
-        found = json.loads(index.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SetupError(
-            f"{shown} cannot be read as JSON: {str(error)[:80]}", "copy the model again"
-        ) from error
-    places = found.get("weight_map", {}) if isinstance(found, dict) else None
+    places = read_json(index).get("weight_map", {})
     if not isinstance(places, Mapping) or not all(isinstance(shard, str) for shard in places.values()):
-        raise SetupError(f"{shown} has no weight_map from tensors to files", "copy the model again")
+        raise SetupError(f"{index} has no weight_map from tensors to files", "copy the model again")
     return set(places.values())

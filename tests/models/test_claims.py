@@ -155,6 +155,7 @@ UNFIT_ADAPTERS = [
     ({"alpha_pattern": {"q_proj": float("inf")}}, "lora_alpha", "a finite number belongs there"),
     ({"num_virtual_tokens": 10**12}, "num_virtual_tokens", "no model has more than 4096"),
     ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config", "module to import"),
+    ({"layer_replication": [[0, 2]] * 10**5}, "layer_replication", "merge it into the base first"),
     ({"revision": 3}, "revision", "names belong there"),
     *(({"target_modules": pattern}, "target_modules", "") for pattern in PATTERNS),
     ({"exclude_modules": "(x*)*"}, "exclude_modules", "it may take for ever"),
