@@ -24,6 +24,8 @@ _STORAGE_REFUSES = {
 }
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
+ASK_THE_HUB = "check the name and the network; with HF_HUB_OFFLINE=1 the hub's cache alone is asked, at once"
+
 LONGEST_LINE = 1000
 """Characters of a message or a hint that are shown."""
 CUT = " ... "
@@ -150,6 +152,15 @@ def storage_faults(path: Path | str) -> Generator[None]:
         if number in _STORAGE_REFUSES:
             raise SetupError(f"cannot write {path}: {os.strerror(number)}") from error
         raise
+
+
+def is_of_the_hub(error: BaseException | None) -> bool:
+    """Whether it came about because the Hugging Face hub, or its cache, has not what was asked of it."""
+    while error is not None:
+        if type(error).__module__.startswith("huggingface_hub."):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _error_number(error: BaseException) -> int | None:

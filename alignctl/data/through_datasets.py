@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from alignctl.errors import SetupError, UsageError
+from alignctl.errors import ASK_THE_HUB, SetupError, UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset
@@ -39,7 +39,7 @@ Rows = Iterator[tuple[int, dict[str, object]]]
 
 def hub_rows(path: str, split: str, name: str) -> Rows:
     """The rows of OWNER/NAME or OWNER/NAME:CONFIG, from the hub or its cache."""
-    return _rows(lambda: _undecoded(_open_hub(path, split).to_iterable_dataset()), name, split)
+    return _rows(lambda: _undecoded(_open_hub(path, split).to_iterable_dataset()), name, split, ASK_THE_HUB)
 
 
 def table_rows(path: Path, builder: str, name: str) -> Rows:
@@ -71,7 +71,7 @@ def hub_fingerprint(path: str, split: str) -> str | None:
         return None
 
 
-def _rows(open_rows: Callable[[], Iterable[Any]], name: str, split: str) -> Rows:
+def _rows(open_rows: Callable[[], Iterable[Any]], name: str, split: str, *hints: str) -> Rows:
     """Number the rows from 1, and turn what `datasets` raises into errors that name the setting."""
     from datasets.exceptions import DatasetsError
 
@@ -87,7 +87,7 @@ def _rows(open_rows: Callable[[], Iterable[Any]], name: str, split: str) -> Rows
                 f"{name} has several configurations: {' '.join(lines[1:2])[:200]}",
                 f"name one of them   {name}:CONFIG",
             ) from error
-        raise SetupError(f"{name} cannot be loaded: {reason}") from error
+        raise SetupError(f"{name} cannot be loaded: {reason}", *hints) from error
 
 
 def _no_split(name: str, split: str, reason: str) -> UsageError:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.hub import cached_file
 
-from alignctl.errors import AlignctlError, SetupError
+from alignctl.errors import ASK_THE_HUB, AlignctlError, SetupError, is_of_the_hub
 from alignctl.models.claims import CONFIG, check_claims, check_config, check_size
 from alignctl.models.exhaustion import is_out_of_memory
 
@@ -70,4 +70,4 @@ def translated(name: str, hint: str = NEEDED) -> Iterator[None]:
 
 def _unloadable(name: str, error: BaseException, hint: str) -> SetupError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return SetupError(f"{name} cannot be loaded: {first}", hint)
+    return SetupError(f"{name} cannot be loaded: {first}", ASK_THE_HUB if is_of_the_hub(error) else hint)

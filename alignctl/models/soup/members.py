@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignctl.config.paths import local_path
-from alignctl.errors import SetupError
+from alignctl.errors import ASK_THE_HUB, SetupError
 from alignctl.models.own_files import refuse_files_elsewhere
 from alignctl.models.soup.files import INDEX, SINGLE, Place, places_of_file, places_of_model, read_json
 
@@ -80,6 +80,7 @@ def _fetched(name: str, revision: str | None) -> Path:
         raise SetupError(
             f"{name} is no directory here and cannot be fetched from the hub: {first}",
             "give a model directory, a run directory or a hub id OWNER/NAME",
+            ASK_THE_HUB,
         ) from error
     return Path(found)
 

@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,18 +64,24 @@ def main() -> None:
 
 
 def _on_demo(options: argparse.Namespace) -> Study:
-    runs = [Run(arm, seed, calibrates=seed in CALIBRATION) for seed in range(options.seeds) for arm in GRID]
+    runs = [Run(arm, seed, calibrates=seed in CALIBRATION) for seed in options.seeds for arm in GRID]
     if options.adapt:
         runs += [replace(run, adapt=True) for run in runs if not run.calibrates]
-    return Study(tuple(runs), (*DEMO, *options.set), lambda run: read_records(run / "metrics.jsonl"))
+    return Study(tuple(runs), replaced(DEMO, options.set), lambda run: read_records(run / "metrics.jsonl"))
 
 
 def _on_preferences(options: argparse.Namespace) -> Study:
     """The rule is settled by then: no run calibrates."""
     judge = harmless.open_judge(harmless.prepared(options.data, options.out))
-    runs = [Run(arm, seed) for seed in range(options.seeds) for arm in harmless.ARMS]
-    words = (*harmless.words(options.out), *options.set)
+    runs = [Run(arm, seed) for seed in options.seeds for arm in harmless.ARMS]
+    words = replaced(harmless.words(options.out), options.set)
     return Study(tuple(runs), words, lambda run: harmless.judged_records(run, options.out, judge))
+
+
+def replaced(words: Sequence[str], changes: Sequence[str]) -> tuple[str, ...]:
+    """Settings (key=value) with others in place of those of the same key, or added."""
+    changed = {word.partition("=")[0] for word in changes}
+    return (*(word for word in words if word.partition("=")[0] not in changed), *changes)
 
 
 def _train(study: Study, options: argparse.Namespace) -> None:
@@ -99,10 +105,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("studies/overoptimisation"))
     parser.add_argument("--data", type=Path, help="pairs of transcripts to train on instead of the demo's")
     parser.add_argument("--hours", type=float, default=6.0, help="budget; 0 = report on what is there")
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--adapt", action="store_true", help="also train with watch.action=adapt")
-    parser.add_argument("--set", nargs="*", default=[], help="more settings for every run, key=value")
+    parser.add_argument("--set", nargs="*", default=[], help="other settings for every run, key=value")
     return parser.parse_args()
 
 
