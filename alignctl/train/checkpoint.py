@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignctl.errors import RunDirectoryError, storage_faults
-from alignctl.train.durable import remove, sync_directory, sync_tree, temporary_name
+from alignctl.train.durable import publish_directory, remove, sync_directory
 
 FORMAT = 1
 _MANIFEST = "MANIFEST.json"
@@ -90,7 +89,7 @@ def save_checkpoint(
         if not _is_good(target, request):
             directory.mkdir(exist_ok=True)
             sync_directory(directory.parent)
-            _write_and_publish(target, step, tensors, state, request)
+            publish_directory(lambda fresh: _write_files(fresh, step, tensors, state, request), target)
         rotate(directory, step, request=request, keep=keep, protect=protect)
     return target
 
@@ -168,27 +167,6 @@ def step_name(step: int) -> str:
 
 
 # --- writing -------------------------------------------------------------------------------------------
-
-
-def _write_and_publish(
-    target: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-    request: str,
-) -> None:
-    temporary = temporary_name(target)
-    try:
-        temporary.mkdir()
-        _write_files(temporary, step, tensors, state, request)
-        sync_tree(temporary)
-        if os.path.lexists(target):
-            remove(target)
-        os.rename(temporary, target)
-        sync_directory(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _write_files(
