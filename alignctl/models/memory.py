@@ -135,9 +135,11 @@ def plan_memory(
         return bare
     kinds = (False, True) if activation_checkpointing is None else (activation_checkpointing,)
     try:
-        return _chosen(
-            _Desk(ghost_of(policy, head_trained=work.head_trained), work, bare), kinds, micro_tokens
+        ghost = ghost_of(policy, head_trained=work.head_trained)
+        untrained = max(
+            scoring_bytes(ghost, work.scored, work.score), _sampling_bytes(ghost.policy, *work.sampled)
         )
+        return _chosen(_Desk(ghost, work, bare, untrained), kinds, micro_tokens)
     except NotRehearsed as error:
         return replace(bare, uncounted=str(error))
 
@@ -150,6 +152,8 @@ class _Desk:
     work: Work
     bare: MemoryPlan
     """Without activations; its micro-batch is the largest that is wanted."""
+    untrained_bytes: int
+    """What scoring and sampling take, whatever the micro-batch is."""
 
     def plan(self, micro_tokens: int, checkpointing: bool) -> MemoryPlan:
         """With the passes of such micro-batches. Raises NotRehearsed."""
@@ -160,12 +164,11 @@ class _Desk:
             )
             for batch in work.heaviest(micro_tokens)
         ]
-        scoring = scoring_bytes(ghost, work.scored, work.score)
         return replace(
             self.bare,
             micro_tokens=micro_tokens,
             activation_checkpointing=checkpointing,
-            work_bytes=max(*training, scoring, _sampling_bytes(ghost.policy, *work.sampled)),
+            work_bytes=max(*training, self.untrained_bytes),
         )
 
 

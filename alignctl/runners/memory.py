@@ -130,12 +130,13 @@ def _given(value: T | Literal["auto"]) -> T | None:
 
 
 def refusal(asked: Asked, needed: int) -> OutOfMemoryError:
+    """The error of a run that needs so many bytes, with the settings that fit."""
     available = asked.memory.available_bytes
     message = (
         f"training {model_name(asked.config)} like this needs about {_gb(needed)} GB, and a run may fill "
         f"{_gb(int(USABLE * available))} GB of the {_gb(available)} GB that are free"
     )
-    found = [line for change in _changes(asked) if (line := _line(change))]
+    found = [line for change in changes(asked) if (line := _line(change))]
     if not found:
         found = [line for change in _combined(asked) if (line := _line(change))][:1]
     if not found:
@@ -152,7 +153,7 @@ def _line(change: Asked) -> str:
     return f"{' '.join(words)}  (about {_gb(plan.needed_bytes)} GB)"
 
 
-def _changes(asked: Asked) -> Iterator[Asked]:
+def changes(asked: Asked) -> Iterator[Asked]:
     """One setting changed at a time."""
     if asked.micro_tokens is not None:
         yield _smaller(asked)
@@ -163,7 +164,7 @@ def _changes(asked: Asked) -> Iterator[Asked]:
     if isinstance(asked.config.adapter, NoAdapter):
         yield _with_adapter(asked)
     if kept_for_the_watch_alone(asked.config, asked.data):
-        yield _unwatched(asked)
+        yield unwatched(asked)
     yield from _shorter(asked)
 
 
@@ -192,7 +193,7 @@ def _recomputing(asked: Asked) -> Asked:
     return replace(asked, checkpointing=True, words=words)
 
 
-def _unwatched(asked: Asked) -> Asked:
+def unwatched(asked: Asked) -> Asked:
     """Without the KL of watched answers, for which the reference would stay in memory."""
     watch = asked.config.watch.model_copy(update={"samples": 0})
     words = ["watch.samples=0"]

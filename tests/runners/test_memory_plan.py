@@ -20,7 +20,7 @@ from alignctl.config import TrainConfig
 from alignctl.models.memory import USABLE, Memory
 from alignctl.models.rehearsal import weight_bytes
 from alignctl.models.tiny import tiny_tokenizer
-from alignctl.runners.memory import LORA, Asked, bare_policy, refusal
+from alignctl.runners.memory import LORA, Asked, bare_policy, changes, refusal, unwatched
 from alignctl.runners.training_data import prepare_data
 
 RESIDENT = 500_000_000
@@ -94,12 +94,23 @@ def test_what_is_named_fits_and_is_planned_with(data: str) -> None:
 def test_the_watch_is_named_where_it_alone_keeps_the_reference(data: str) -> None:
     _, settings = refused(tight(data, share=0.98))
     assert "watch.samples=0" in settings
-    _, settings = refused(tight(data, "watch.indicator=sampled", share=0.98))
-    assert "watch.samples=0 watch.indicator=displacement" in settings
-    hypo = ("algo=hypo", "algo.prompts_per_step=4", "algo.max_new_tokens=8")
-    for words in (("watch.samples=0",), hypo):
-        _, settings = refused(tight(data, *words, share=0.98))
-        assert not [one for one in settings if "watch." in one]
+    assert not [one for one in settings if "indicator" in one]
+
+
+def test_a_rule_on_watched_answers_goes_with_them(data: str) -> None:
+    changed = unwatched(asked_of(data, "watch.indicator=sampled", available=10**6))
+    assert changed.words == ("watch.samples=0", "watch.indicator=displacement")
+    load(open_conf(None), [*MODEL, data, *changed.words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("watch.samples=0",), ("algo=hypo", "algo.prompts_per_step=4", "algo.max_new_tokens=8")],
+    ids=["unwatched", "hypo"],
+)
+def test_no_watch_is_named_where_the_reference_stays_anyway(data: str, words: tuple[str, ...]) -> None:
+    asked = asked_of(data, *words, available=10**6)
+    assert not [change for change in changes(asked) if "watch.samples=0" in change.words]
 
 
 def test_a_setting_that_would_not_suffice_is_not_named(data: str) -> None:
@@ -146,7 +157,7 @@ def test_lora_is_what_its_option_says(data: str) -> None:
 
 
 def write_hollow(config: LlamaConfig, file: Path) -> None:
-    """Weights whose header is that of the model, and whose tensors are one hole of 700 GB."""
+    """Weights whose header is that of the model, and whose tensors are one hole of 200 GB."""
     with torch.device("meta"):
         tensors = LlamaForCausalLM(config).state_dict()
     header, end = {}, 0
@@ -165,7 +176,7 @@ def test_a_model_too_large_is_refused_before_a_weight_is_read(
         vocab_size=259,
         hidden_size=16384,
         intermediate_size=65536,
-        num_hidden_layers=100,
+        num_hidden_layers=30,
         num_attention_heads=128,
         num_key_value_heads=8,
     )
