@@ -26,7 +26,7 @@ _TEMPORARY = re.compile(r"\.tmp-.+-[0-9a-f]{8}")
 
 def strict_json(value: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:
     """JSON that every parser accepts: NaN and infinity become null; keys keep the order of insertion."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only)
 
 
 def encode(text: str) -> bytes:

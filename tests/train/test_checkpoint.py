@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from alignctl.errors import RunDirectoryError
+from alignctl.train import checkpoint
 from alignctl.train.checkpoint import (
     load_newest,
     load_step,
@@ -109,6 +111,24 @@ def test_files_get_the_rights_of_the_umask(tmp_path: Path) -> None:
 
 def test_nothing_saved_yet_is_none(tmp_path: Path) -> None:
     assert load_newest(tmp_path / "checkpoints", request=REQUEST) is None
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        pytest.param(lambda tensors: dict(list(tensors.items())[1:]), id="one is gone"),
+        pytest.param(lambda tensors: {name: one.half() for name, one in tensors.items()}, id="other types"),
+        pytest.param(lambda tensors: {name: one[None] for name, one in tensors.items()}, id="other shapes"),
+    ],
+)
+def test_a_file_without_what_was_written_is_never_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: save_file(spoilt(tensors), path))
+    with pytest.raises(RunDirectoryError, match=r"model\.safetensors does not hold the tensors"):
+        save(tmp_path, 2)
+    assert os.listdir(tmp_path) == ["step-000001"]
 
 
 def test_state_that_could_not_be_read_back_is_refused(tmp_path: Path) -> None:
