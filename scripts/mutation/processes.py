@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -97,10 +98,12 @@ class _Observer:
 
         began = time.perf_counter()
         sys.settrace(trace)
+        threading.settrace(trace)  # of those that the test starts
         try:
             return (yield)
         finally:
             sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
             self.seconds[item.nodeid] = time.perf_counter() - began
 
 
