@@ -64,6 +64,19 @@ def test_a_strong_test_kills_every_mutant_that_is_not_equivalent(tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_what_a_test_runs_in_a_thread_counts_as_run(tmp_path: Path) -> None:
+    threaded = STRONG.replace(
+        "clamped(value, 0, 2)", "ThreadPoolExecutor().submit(clamped, value, 0, 2).result()"
+    )
+    outcomes = examined(tmp_path, f"from concurrent.futures import ThreadPoolExecutor\n{threaded}")
+    assert [
+        outcome.after
+        for outcome in outcomes
+        if outcome.mutant.operator == "return None" and not outcome.killed
+    ] == []
+
+
+@pytest.mark.slow
 def test_what_a_weak_test_lets_through_is_named_with_its_place(tmp_path: Path) -> None:
     survivors = [outcome for outcome in examined(tmp_path, WEAK) if not outcome.killed]
     found = {(outcome.mutant.line, outcome.after) for outcome in survivors}
@@ -111,6 +124,18 @@ def test_a_mutant_changes_its_own_place_and_no_other() -> None:
     assert one.applied(source).decode() == "é = (2)\nx = a + b  # +\n"
     assert other.applied(source).decode() == "é = 1\nx = (a - b)  # +\n"
     assert other.change(source) == ("x = a + b  # +", "x = (a - b)  # +")
+
+
+def test_what_is_listed_as_equivalent_is_a_mutant_of_today() -> None:
+    root = Path(mutants.__file__).parents[2]
+    listed = examination.equivalents(root / "scripts" / "mutation" / "equivalents.toml")
+    sources = {file: (root / file).read_bytes() for file, *_ in listed}
+    made = {
+        (file, *mutant.change(source))
+        for file, source in sources.items()
+        for mutant in mutants.mutants_of(file, source)
+    }
+    assert listed.keys() <= made
 
 
 def test_a_module_that_imports_a_mutated_one_is_not_imported_beforehand() -> None:
