@@ -298,6 +298,12 @@ def test_plain_words_are_models_also_with_signs_that_hydra_does_not_know():
     assert soup("x y", "é#(1)", "soup=weighted", "soup.weights=[0.2,0.8]").members == ("x y", "é#(1)")
 
 
+def test_long_names_are_shortened_in_that_of_a_directory():
+    config = load(open_conf(None), [f"model=./{'m' * 250}", f"dataset=./{'d' * 250}.jsonl"])
+    name = run_directory(config)
+    assert name == f"runs/dpo-{'m' * 48}-{'d' * 48}-{request_hash(config)}"
+
+
 def test_directories_of_soups_and_evaluations_are_named_by_their_request():
     made: list[Config] = [soup("a", "b"), evaluation("a", "dataset=some/pairs.jsonl")]
     names = [run_directory(config) for config in made]

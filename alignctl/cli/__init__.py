@@ -8,6 +8,7 @@ beyond a YAML reader: a typo answers in a fraction of a second.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -50,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> AlignctlError:
-    """What no other part has put into words: a full disk wherever it was met, else a fault of ours."""
-    written = error.filename if isinstance(error, OSError) and error.filename else "a file"
-    return full_storage(error, written) or AlignctlError(
+    """What no other part has put into words: a full disk or too long a name wherever met, else our fault."""
+    file = error.filename if isinstance(error, OSError) and error.filename else "a file"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{file} is longer than the name of a file can be")
+    return full_storage(error, file) or AlignctlError(
         f"unexpected {type(error).__name__}: {error}", "a fault in alignctl; ALIGNCTL_DEBUG=1 shows where"
     )
 

@@ -16,6 +16,8 @@ from alignctl.config.train import TrainConfig
 
 Config = TrainConfig | SoupConfig | EvalConfig
 C = TypeVar("C", TrainConfig, SoupConfig, EvalConfig)
+LONGEST_PART = 48
+"""Letters of a model's or data set's name in that of a directory, which may have 255 bytes in all."""
 
 
 def parse(schema: type[C], composed: Mapping[str, Any]) -> C:
@@ -65,8 +67,9 @@ def run_directory(config: Config) -> str:
     digest = request_hash(config)
     match config:
         case TrainConfig():
-            return f"runs/{config.algo.name}-{model_name(config)}-{dataset_name(config.dataset)}-{digest}"
+            model, data = model_name(config)[:LONGEST_PART], dataset_name(config.dataset)[:LONGEST_PART]
+            return f"runs/{config.algo.name}-{model}-{data}-{digest}"
         case SoupConfig():
             return f"soups/{config.soup.method}-{digest}"
         case EvalConfig():
-            return f"evals/{dataset_name(config.dataset)}-{digest}"
+            return f"evals/{dataset_name(config.dataset)[:LONGEST_PART]}-{digest}"

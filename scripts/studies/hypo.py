@@ -13,7 +13,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from runs import Dot, alignctl, figures, markdown, over_seeds, scatter
+from common import Dot, alignctl, figures, markdown, over_seeds, scatter
 
 METRICS = {
     "KL per answer, nats": "kl/sequence",

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from runs import Dot, alignctl, figures, markdown, over_seeds, scatter
+from common import Dot, alignctl, figures, markdown, over_seeds, scatter
 
 METRICS = {
     "gold score": "gold/mean",

@@ -163,6 +163,7 @@ def elsewhere(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 @example(typed=["algo=dpo", "model=tiny"])
 @example(typed=["algo.beta=" + "9" * 5000])
 @example(typed=["algo.beta=" + "[" * 2000 + "]" * 2000])
+@example(typed=["x" * 300])
 def test_settings_of_training_are_accepted_or_refused(typed: list[str]) -> None:
     check("train", typed)
 
@@ -171,6 +172,7 @@ def test_settings_of_training_are_accepted_or_refused(typed: list[str]) -> None:
 @given(verb=st.sampled_from(("soup", "eval")), typed=st.lists(words, min_size=1, max_size=3))
 @example(verb="eval", typed=["~nobody-of-this-name/run"])
 @example(verb="soup", typed=["~nobody-of-this-name/run", "~nobody-of-this-name"])
+@example(verb="eval", typed=["x" * 300])
 def test_settings_of_other_verbs_are_accepted_or_refused(verb: str, typed: list[str]) -> None:
     check(verb, typed)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import alignctl
 from grid import Arm
-from runs import alignctl
 
 from alignctl.config import ModelReward
 from alignctl.data.bad_rows import RowFault

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from common import Dot, markdown, scatter
 from grid import Run
 from replay import Outcome, summary, truth
-from runs import Dot, markdown, scatter
 
 from alignctl.train.watch.course import Record
 
