@@ -12,7 +12,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,8 @@ from alignctl.records import Example
 
 CPU_MICRO_TOKENS = 4096
 CUDA_MICRO_TOKENS = 16384
+ENOUGH_TOKENS = 1024
+"""Rather than compute fewer at a time, activations are recomputed."""
 USABLE = 0.9
 """Share of the memory that can be had which a plan may fill; the rest is for what no count sees."""
 COLUMNS = 64
@@ -133,7 +135,10 @@ def plan_memory(
     )
     if not bare.fits:
         return bare
-    kinds = (False, True) if activation_checkpointing is None else (activation_checkpointing,)
+    if activation_checkpointing is not None:
+        kinds = (activation_checkpointing,)
+    else:
+        kinds = (False, True) if policy.causal_lm.supports_gradient_checkpointing else (False,)
     try:
         ghost = ghost_of(policy, head_trained=work.head_trained)
         untrained = max(
@@ -154,9 +159,16 @@ class _Desk:
     """Without activations; its micro-batch is the largest that is wanted."""
     untrained_bytes: int
     """What scoring and sampling take, whatever the micro-batch is."""
+    rehearsed: dict[tuple[int, bool], MemoryPlan] = field(default_factory=dict)
 
     def plan(self, micro_tokens: int, checkpointing: bool) -> MemoryPlan:
-        """With the passes of such micro-batches. Raises NotRehearsed."""
+        """With the passes of such micro-batches, each rehearsed once. Raises NotRehearsed."""
+        asked = (micro_tokens, checkpointing)
+        if asked not in self.rehearsed:
+            self.rehearsed[asked] = self._rehearse(micro_tokens, checkpointing)
+        return self.rehearsed[asked]
+
+    def _rehearse(self, micro_tokens: int, checkpointing: bool) -> MemoryPlan:
         ghost, work = self.ghost, self.work
         training = [
             training_bytes(
@@ -174,28 +186,28 @@ class _Desk:
 
 def _chosen(desk: _Desk, kinds: Sequence[bool], given: int | None) -> MemoryPlan:
     """The first plan that fits of those to be preferred, else the one that needs least."""
-    plans = []
-    for checkpointing in kinds:
-        least = given or desk.work.longest_row
-        if given is None and checkpointing != kinds[-1]:
-            least = max(least, min(desk.bare.micro_tokens, 1024))
-        plans.append(_largest(desk, least, checkpointing))
-        if plans[-1].fits:
-            return plans[-1]
-    return min(plans, key=lambda plan: plan.needed_bytes)
-
-
-def _largest(desk: _Desk, least: int, checkpointing: bool) -> MemoryPlan:
-    """The plan of the largest micro-batch that fits, by halves; that of `least` tokens if none does."""
-    size = desk.bare.micro_tokens
-    plan = desk.plan(size, checkpointing)
-    if plan.fits or size <= least:
+    wanted, smallest = desk.bare.micro_tokens, given or desk.work.longest_row
+    plan = desk.plan(wanted, kinds[0])
+    if plan.fits:
         return plan
-    smallest = desk.plan(least, checkpointing)
-    while smallest.fits and (size := size // 2) > least:
-        if (plan := desk.plan(size, checkpointing)).fits:
-            return plan
-    return smallest
+    # Where nothing fits, that is told here, after two rehearsals: settings that would fit are found by
+    # planning with many that do not.
+    least = desk.plan(smallest, kinds[-1])
+    if not least.fits:
+        return min(plan, least, key=lambda one: one.needed_bytes)
+    for checkpointing in kinds[:-1]:
+        enough = max(smallest, min(wanted, ENOUGH_TOKENS))
+        if desk.plan(enough, checkpointing).fits:
+            return _largest(desk, enough, checkpointing)
+    return _largest(desk, smallest, kinds[-1])
+
+
+def _largest(desk: _Desk, smallest: int, checkpointing: bool) -> MemoryPlan:
+    """The plan of the largest micro-batch that fits, by halves of what is wanted; `smallest` does."""
+    size = desk.bare.micro_tokens
+    while size > smallest and not desk.plan(size, checkpointing).fits:
+        size //= 2
+    return desk.plan(max(size, smallest), checkpointing)
 
 
 def _trained_bytes(policy: Policy, work: Work) -> int:
