@@ -25,7 +25,7 @@ _STORAGE_REFUSES = {
 _RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
 
 ASK_THE_HUB = "check the name and the network; with HF_HUB_OFFLINE=1 the hub's cache alone is asked, at once"
-
+"""The hint where the Hugging Face hub has not what was asked of it."""
 LONGEST_LINE = 1000
 """Characters of a message or a hint that are shown."""
 CUT = " ... "

@@ -136,6 +136,14 @@ def test_activations_are_recomputed_where_a_thousand_tokens_would_not_fit_otherw
     assert (plan.activation_checkpointing, plan.fits) == (True, True)
 
 
+def test_a_model_that_cannot_recompute_is_planned_without():
+    policy = policy_of()
+    policy.causal_lm.supports_gradient_checkpointing = False
+    plan = planned(policy, memory=room_for(planned(micro=ROW, checkpointing=False)))
+    assert (plan.micro_tokens, plan.activation_checkpointing, plan.fits) == (ROW, False, True)
+    assert plan.uncounted == ""
+
+
 def test_where_nothing_fits_the_plan_is_the_one_that_needs_least():
     least = planned(micro=ROW, checkpointing=True)
     plan = planned(memory=room_for(least, 0.9999))
