@@ -21,7 +21,9 @@ from alignctl.train.watch.course import Record
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
 sys.path[:0] = [str(STUDIES), str(STUDIES / "overoptimisation")]
 
-grid, harmless, replay, tables = map(importlib.import_module, ("grid", "harmless", "replay", "tables"))
+grid, harmless, kept, replay, tables = map(
+    importlib.import_module, ("grid", "harmless", "kept", "replay", "tables")
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 RUN = grid.Run(grid.Arm("dpo", "algo.beta=0.2"), seed=1)
@@ -190,3 +192,25 @@ def test_truth_of_preferences_is_the_rate_of_wins_over_the_start(tmp_path: Path)
     assert trained.metrics["gold/mean"] == pytest.approx((won + 0.5) / 2)
     assert trained.metrics["gold/mean_se"] == pytest.approx((won - 0.5) / 2)
     assert trained.metrics["loss"] == 0.5
+
+
+# --- what stays of a run ---------------------------------------------------------------------------------
+
+
+def test_evaluations_that_are_kept_tell_the_same_story(tmp_path: Path) -> None:
+    records = [
+        Record(one.step, one.metrics | {"displacement": 0.1 * place / 3, "kl/token": 0.2 * place})
+        for place, one in enumerate(evaluations([0.0, 0.2, 0.4, 1 / 3, 0.5, 0.4, 0.2, 0.1, 0.1, 0.1]))
+    ]
+    folder = tmp_path / "evaluations"
+    assert not kept.is_kept(RUN, folder)
+    kept.keep(RUN, grid.command(RUN, ("train.steps=90",)), records, folder)
+    assert kept.is_kept(RUN, folder)
+    found = kept.kept(RUN, folder)
+    assert [one.step for one in found] == [one.step for one in records]
+    assert found[3].metrics["gold/mean"] == 0.333333
+    for rule in replay.CANDIDATES:
+        before, after = (replay.outcome(rule, RUN, of_run) for of_run in (records, found))
+        assert (after.fired, after.kept, after.peak) == (before.fired, before.kept, before.peak)
+    document = json.loads((folder / "dpo-0.2-seed-1.json").read_text())
+    assert "algo=dpo algo.beta=0.2 seed=1 train.steps=90 watch.action=warn" in document["command"]

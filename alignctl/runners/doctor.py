@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
 
 import torch
 
-SIDE, ROUNDS = 768, 3
-"""Matrices multiplied to compare two number types: large enough for all threads, milliseconds each."""
+from alignctl.models.product_speed import bfloat16_gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ def compute() -> Compute:
         warnings.simplefilter("always")
         devices = tuple(map(_device, range(torch.cuda.device_count()))) if torch.cuda.is_available() else ()
     said = tuple(dict.fromkeys(" ".join(str(warning.message).split()) for warning in told))
-    return Compute(built_for, torch.get_num_threads(), _bfloat16_gain(), devices, said)
+    return Compute(built_for, torch.get_num_threads(), bfloat16_gain(), devices, said)
 
 
 def _device(index: int) -> Device:
@@ -55,20 +53,3 @@ def _device(index: int) -> Device:
     with torch.cuda.device(index):
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Device(torch.cuda.get_device_name(index), free, total, bfloat16)
-
-
-def _bfloat16_gain() -> float:
-    # The numbers do not matter, but zeros and subnormal ones would be another speed.
-    matrix = torch.linspace(-1, 1, SIDE * SIDE).reshape(SIDE, SIDE)
-    return _seconds(matrix) / _seconds(matrix.bfloat16())
-
-
-def _seconds(matrix: torch.Tensor) -> float:
-    """The best of a few products; a first one is not counted."""
-    torch.mm(matrix, matrix)
-    taken: list[float] = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        torch.mm(matrix, matrix)
-        taken.append(time.perf_counter() - start)
-    return min(taken)

@@ -28,6 +28,7 @@ from alignctl.evaluate.results import GateResult, ModelResult, Results, as_json
 from alignctl.evaluate.verdict import decide
 from alignctl.models.exhaustion import memory_faults
 from alignctl.models.load import Source
+from alignctl.models.product_speed import slow_bfloat16
 from alignctl.report.console import ResultConsole, stderr_console
 from alignctl.report.evaluation_tables import print_evaluation, warning_words
 from alignctl.report.output import OutputFormat, print_result
@@ -102,6 +103,9 @@ def run(config: EvalConfig, *, argv: Sequence[str], overrides: Sequence[str], ou
             if config.hardware.threads:
                 torch.set_num_threads(config.hardware.threads)
             device, store = resolve_device(config.hardware), AnswerFile(directory.path / "answers.jsonl")
+            slow = slow_bfloat16(DTYPES[config.eval.dtype], device, "eval.dtype")
+            if slow:
+                panel.warn(slow)
             session = Session(config, field, data, directory.path, device, store, panel.note, report)
             results, entries = evaluate(session)
         write_files(directory.path, results, entries, data)

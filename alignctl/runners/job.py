@@ -20,6 +20,7 @@ from alignctl.config import (
 from alignctl.models.compiled import compile_layers
 from alignctl.models.load import Start, load_start
 from alignctl.models.memory import MemoryPlan, give_freed_memory_back
+from alignctl.models.product_speed import slow_bfloat16
 from alignctl.report.data_card import labelled, short_lines
 from alignctl.report.terminal import Panel
 from alignctl.runners.memory import memory_line, memory_plan, refuse_too_large
@@ -104,6 +105,9 @@ def prepare_job(
     )
     for warning in data.warnings:
         job.warn(warning)
+    slow = slow_bfloat16(start.policy.compute_dtype, start.policy.device, "train.dtype")
+    if slow:
+        job.trouble(slow)
     if plan.activation_checkpointing:
         start.policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     task.trained.train()

@@ -41,8 +41,9 @@ from alignctl.train.step import optimiser_step, pair_backward
 pytestmark = pytest.mark.slow
 
 HH = Path(__file__).parents[3] / "shared" / "data" / "hh-harmless-1.jsonl.gz"
-ROWS = [f"dataset={HH}", "dataset.limit=60"] if HH.is_file() else ["dataset=demo", "dataset.gold_samples=0"]
-LENGTHS = range(100, 171) if HH.is_file() else range(40, 171)
+REAL = (f"dataset={HH}", "dataset.limit=160", "dataset.on_bad=drop")
+ROWS = REAL if HH.is_file() else ("dataset=demo", "dataset.gold_samples=0")
+LENGTHS = range(60, 111) if HH.is_file() else range(40, 171)
 LOSSES = ("dpo", "ipo", "hinge")
 PAIRS, STEPS = 4, 2
 

@@ -33,7 +33,10 @@ RUNS = {
         *("algo=ppo", "algo.kl_target=0.5", "algo.critic=trunk", "algo.samples=2", "algo.max_new_tokens=4"),
         *("reward=pattern", "reward.pattern=[aeiou]", "algo.missing_end_score=null"),
     ),
+    # Layers are compiled anew for every process, or come from what an earlier one left on the disk.
+    "compiled": ("algo=dpo", "hardware.compile=true"),
 }
+COMPILER = any(map(shutil.which, ("g++", "clang++")))
 JSON_LINES = ("metrics.jsonl", "samples.jsonl")
 
 
@@ -71,7 +74,13 @@ def state_of(file: Path) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dpo", "ppo"),
+        pytest.param("compiled", marks=[pytest.mark.long, pytest.mark.skipif(not COMPILER, reason="no C++")]),
+    ],
+)
 def test_resuming_after_any_step_changes_no_bit(name: str, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     train(whole, name)

@@ -5,10 +5,11 @@
 
 Losses on pairs, each at two strengths and four seeds, trained well past the optimum on the demo pairs,
 whose gold score of freshly sampled answers is the truth. A run on one core of a Xeon takes some 11
-minutes; `--hours` is the budget: what would not end within it is not begun, and repeating the command
-goes on from there. Two runs at a time, one core each. Every rule is replayed on the metrics that a run
-leaves, so rules are compared on the same runs. Seeds 0 and 1 calibrate, the others are reported. `--adapt`
-trains the runs of the reported seeds once more, with watch.action=adapt.
+minutes, on one without bfloat16 (`--set train.dtype=float32`) some 40; `--hours` is the budget:
+what would not end within it is not begun, and repeating the command goes on from there. Two runs at a time,
+one core each. Every rule is replayed on the evaluations that a run leaves (kept.py), so rules are compared on
+the same runs. Seeds 0 and 1 calibrate, the others are reported. `--adapt` trains the runs of the reported
+seeds once more, with watch.action=adapt.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # what the studies share
 
 import harmless
-from grid import CALIBRATION, DEMO, GRID, Run, training
+from grid import CALIBRATION, DEMO, GRID, Run, command, training
+from kept import is_kept, keep, kept
 from replay import CANDIDATES, Outcome, outcome, summary
 from tables import adapted, charts, tables
 
@@ -40,17 +43,18 @@ class Study:
     words: tuple[str, ...]
     """Settings that all of them share."""
     records: Callable[[Path], list[Record]]
-    """The evaluations of a finished run, with their truth as a gold score."""
+    """The evaluations in the directory of a finished run, with their truth as a gold score."""
 
 
 def main() -> None:
     """Train within the budget, replay the rules, print the tables, write the charts."""
     options = _options()
+    options.kept = options.kept or options.out / "evaluations"
+    options.out.mkdir(parents=True, exist_ok=True)
     study = _on_demo(options) if options.data is None else _on_preferences(options)
     _train(study, options)
-    finished = [run for run in study.runs if run.done(options.out)]
-    print(f"{len(finished)} of {len(study.runs)} runs are finished")
-    records = {run: study.records(run.directory(options.out)) for run in finished}
+    records = {run: kept(run, options.kept) for run in study.runs if is_kept(run, options.kept)}
+    print(f"{len(records)} of {len(study.runs)} runs are finished")
     found: dict[str, list[Outcome]] = {
         candidate.name: [outcome(candidate, run, of_run) for run, of_run in records.items() if not run.adapt]
         for candidate in CANDIDATES
@@ -72,10 +76,12 @@ def _on_demo(options: argparse.Namespace) -> Study:
 
 def _on_preferences(options: argparse.Namespace) -> Study:
     """The rule is settled by then: no run calibrates."""
-    judge = harmless.open_judge(harmless.prepared(options.data, options.out))
+    judge = cache(lambda: harmless.open_judge(harmless.prepared(options.data, options.out)))
     runs = [Run(arm, seed) for seed in options.seeds for arm in harmless.ARMS]
+    if options.hours and not all(is_kept(run, options.kept) for run in runs):
+        judge()  # writes the half that they train on
     words = replaced(harmless.words(options.out), options.set)
-    return Study(tuple(runs), words, lambda run: harmless.judged_records(run, options.out, judge))
+    return Study(tuple(runs), words, lambda run: harmless.judged_records(run, options.out, judge()))
 
 
 def replaced(words: Sequence[str], changes: Sequence[str]) -> tuple[str, ...]:
@@ -91,11 +97,12 @@ def _train(study: Study, options: argparse.Namespace) -> None:
 
     def one(run: Run) -> None:
         nonlocal longest
-        if time.monotonic() + longest > ends or run.done(options.out):
+        if time.monotonic() + longest > ends or is_kept(run, options.kept):
             return
         longest = max(longest, training(run, options.out, study.words))
+        records = study.records(run.directory(options.out))
+        keep(run, command(run, study.words), records, options.kept)
 
-    options.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.parallel) as workers:
         list(workers.map(one, study.runs))
 
@@ -105,6 +112,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("studies/overoptimisation"))
     parser.add_argument("--data", type=Path, help="pairs of transcripts to train on instead of the demo's")
     parser.add_argument("--hours", type=float, default=6.0, help="budget; 0 = report on what is there")
+    parser.add_argument(
+        "--kept", type=Path, help="evaluations of finished runs; OUT/evaluations unless given"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--adapt", action="store_true", help="also train with watch.action=adapt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -65,10 +64,11 @@ class Run:
         """Where it is kept."""
         return out / self.name
 
-    def done(self, out: Path) -> bool:
-        """Whether its own record says so."""
-        record = self.directory(out) / "run.json"
-        return record.is_file() and json.loads(record.read_text())["status"] == "done"
+
+def command(run: Run, shared: Sequence[str]) -> list[str]:
+    """The words of its `alignctl`, all but the directory."""
+    action = "watch.action=adapt" if run.adapt else "watch.action=warn"
+    return ["train", f"algo={run.arm.algo}", run.arm.setting, f"seed={run.seed}", *shared, action]
 
 
 def training(run: Run, out: Path, shared: Sequence[str]) -> float:
@@ -76,16 +76,13 @@ def training(run: Run, out: Path, shared: Sequence[str]) -> float:
 
     Ends the study when the command fails.
     """
-    action = ["watch.action=adapt" if run.adapt else "watch.action=warn"]
-    chosen = [f"algo={run.arm.algo}", run.arm.setting, f"seed={run.seed}"]
     directory = run.directory(out)
-    words = ["train", *chosen, *shared, *action, f"out={directory}"]
+    words = [*command(run, shared), f"out={directory}"]
     print(f"+ alignctl {' '.join(words)}", flush=True)
     began = time.monotonic()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-m", "alignctl", *words],
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -95,7 +92,7 @@ def training(run: Run, out: Path, shared: Sequence[str]) -> float:
         os._exit(ended.returncode)  # from a thread: leave the other run to be resumed
     took = time.monotonic() - began
     print(f"  {run.name}: {took:.0f} s", flush=True)
-    # Metrics are what the study reads; the weights of two dozen runs would fill a disk.
+    # Metrics and answers are what the study reads; the weights of two dozen runs would fill a disk.
     for heavy in ("checkpoints", "model"):
         shutil.rmtree(directory / heavy, ignore_errors=True)
     return took
