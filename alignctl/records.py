@@ -114,8 +114,10 @@ class PackedBatch:
     """int64 [1, T], or [K, L] when padded."""
     positions: Tensor
     """int64, shape of ids; every branch goes on from its prompt's end."""
+    stem: int
+    """How many tokens, the first of ids, every prompt begins with and none repeats; 0 unless shared."""
     trees: tuple[tuple[int, ...], ...]
-    """Lengths of (prompt, branch, branch, ...) in the order they lie in ids."""
+    """Lengths of (prompt without stem, branch, branch, ...) in the order they lie in ids."""
     padding_mask: Tensor | None
     """bool [K, L], True on tokens; only when padded."""
     score_index: Tensor
@@ -130,7 +132,7 @@ class PackedBatch:
     @property
     def tokens(self) -> int:
         """Tokens the model has to read, padding not counted."""
-        return sum(map(sum, self.trees))
+        return self.stem + sum(map(sum, self.trees))
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch with its tensors on `device`."""

@@ -96,18 +96,28 @@ def _exact(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 @pytest.fixture
 def make_rows() -> Callable[..., list[Example]]:
-    """Rows of random token ids from trees of lengths: (prompt, branch, branch, ...)."""
+    """Rows of random token ids from trees of lengths: (prompt, branch, branch, ...).
+
+    The prompts of all rows begin with the same `stem` tokens, which the lengths do not count.
+    """
     return _make_rows
 
 
-def _make_rows(trees: Sequence[tuple[int, ...]], *, vocabulary: int = 61, seed: int = 0) -> list[Example]:
+def _make_rows(
+    trees: Sequence[tuple[int, ...]], *, vocabulary: int = 61, seed: int = 0, stem: int = 0
+) -> list[Example]:
     random = np.random.default_rng(seed)
 
     def ids(length: int) -> np.ndarray:
         return random.integers(3, vocabulary, length, dtype=np.int32)
 
+    beginning = ids(stem)
     return [
-        Example(id=f"row {number}", prompt=ids(prompt), branches=tuple(ids(length) for length in branches))
+        Example(
+            id=f"row {number}",
+            prompt=np.concatenate([beginning, ids(prompt)]),
+            branches=tuple(ids(length) for length in branches),
+        )
         for number, (prompt, *branches) in enumerate(trees)
     ]
 

@@ -1,4 +1,4 @@
-"""Attention over packed trees: every branch sees its prompt and itself, nothing else.
+"""Attention over packed trees: every branch sees the stem, its prompt and itself, nothing else.
 
 One function, registered with transformers' AttentionInterface; linear layers, norms and MLPs of the model
 run unchanged on the packed tokens. Rows are contiguous, so each is one small dense attention with a tree
@@ -31,33 +31,45 @@ LONGEST_PLAIN_ROW = 512
 class TreeMasks:
     """The additive masks of a packed batch, built once and shared by all layers."""
 
+    stem: int
+    """Tokens before the first row, which all rows see; 0 where there are none."""
     lengths: tuple[int, ...]
+    """Of the rows."""
     masks: tuple[Tensor, ...]
-    """[L, L] each: 0 where a token may look, -inf elsewhere."""
+    """[L, stem + L] each: 0 where a token of the row may look, -inf elsewhere; first the stem's own [S, S]
+    where there is one."""
     longest_path: int
-    """Tokens of the longest prompt with one branch: how far a token may look back."""
+    """Tokens of the stem and the longest prompt with one branch: how far a token may look back."""
     forward_only: bool
     """The form that is fastest without a backward pass; it rounds otherwise."""
 
 
 def tree_masks(
-    trees: Sequence[tuple[int, ...]], *, dtype: torch.dtype, device: torch.device, forward_only: bool = False
+    trees: Sequence[tuple[int, ...]],
+    *,
+    stem: int = 0,
+    dtype: torch.dtype,
+    device: torch.device,
+    forward_only: bool = False,
 ) -> TreeMasks:
-    """Masks for rows of (prompt, branch, branch, ...) lengths."""
+    """Masks for rows of (prompt, branch, branch, ...) lengths behind a stem."""
+    rows = [_row_mask(tree, stem, dtype, device) for tree in trees]
     return TreeMasks(
+        stem=stem,
         lengths=tuple(map(sum, trees)),
-        masks=tuple(_tree_mask(tree, dtype, device) for tree in trees),
-        longest_path=max(prompt + max(branches) for prompt, *branches in trees),
+        masks=(*([_row_mask((stem,), 0, dtype, device)] if stem else []), *rows),
+        longest_path=stem + max(prompt + max(branches) for prompt, *branches in trees),
         forward_only=forward_only,
     )
 
 
-def _tree_mask(tree: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _row_mask(tree: tuple[int, ...], stem: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     length = sum(tree)
     owner = torch.repeat_interleave(torch.arange(len(tree)), torch.tensor(tree)).to(device)
     seen = (owner[:, None] == owner[None, :]) | (owner == 0)[None, :]
     allowed = seen & torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill(~allowed, float("-inf"))
+    own = torch.zeros(length, length, dtype=dtype, device=device).masked_fill(~allowed, float("-inf"))
+    return F.pad(own, (stem, 0))
 
 
 def tree_attention(
@@ -92,26 +104,29 @@ def tree_attention(
     if any(needed.values()):
         raise SetupError(f"attention needs {', '.join(what for what, there in needed.items() if there)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    lengths = list(tree.lengths)
+    lengths = [tree.stem, *tree.lengths] if tree.stem else list(tree.lengths)
     # split, not slices: its backward is one concatenation instead of one zero-filled tensor per row.
-    rows = zip(
-        query[0].split(lengths, dim=1),
-        key[0].split(lengths, dim=1),
-        value[0].split(lengths, dim=1),
-        tree.masks,
-        strict=True,
-    )
+    queries, keys, values = (part[0].split(lengths, dim=1) for part in (query, key, value))
+    if tree.stem:
+        keys, values = _behind_stem(keys), _behind_stem(values)
     fused = query.is_cuda or tree.forward_only
+    rows = zip(queries, keys, values, tree.masks, strict=True)
     outputs = [_row_attention(q, k, v, mask, scale, fused=fused) for q, k, v, mask in rows]
     return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
+
+
+def _behind_stem(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Stem and rows [H, ..., D]: the stem by itself, and before each of the rows."""
+    stem, *rows = parts
+    return [stem, *(torch.cat([stem, row], dim=1) for row in rows)]
 
 
 def _row_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, *, fused: bool
 ) -> Tensor:
-    """query [Hq, L, D], key and value [Hkv, L, D], mask [L, L] -> [Hq, L, D]."""
+    """query [Hq, L, D], key and value [Hkv, K, D], mask [L, K] -> [Hq, L, D]."""
     heads, length, _ = query.shape
-    if fused or length > LONGEST_PLAIN_ROW:
+    if fused or key.shape[1] > LONGEST_PLAIN_ROW:
         return F.scaled_dot_product_attention(
             query[None], key[None], value[None], attn_mask=mask, scale=scale, enable_gqa=True
         )[0]

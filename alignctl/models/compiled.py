@@ -47,7 +47,7 @@ def compile_layers(policy: Policy) -> None:
             layer.forward = MethodType(compiled[kind], layer)  # type: ignore[method-assign]
     try:
         with torch.random.fork_rng():  # adapter dropout draws
-            branch_logps(policy, pack([PROOF], policy.layout).to(policy.device)).sum().backward()  # type: ignore[no-untyped-call]
+            branch_logps(policy, pack(PROOF, policy.layout).to(policy.device)).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever the compiler or the tools it calls raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise SetupError(

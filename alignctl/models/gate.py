@@ -9,6 +9,7 @@ forward pass and through the model's own, and the log-probabilities have to agre
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,33 +95,37 @@ def _window_reason(lm: PreTrainedModel, max_length: int) -> str:
     return ""
 
 
-PROOF = Example(
-    id="proof",
-    prompt=np.array([5, 9, 3, 14, 7], dtype=np.int32),
-    branches=(np.array([8, 4, 11, 2], dtype=np.int32), np.array([6, 13, 10], dtype=np.int32)),
-)
+def _row(prompt: Sequence[int], *branches: Sequence[int]) -> Example:
+    prompt_ids, *branch_ids = (np.array(ids, dtype=np.int32) for ids in (prompt, *branches))
+    return Example("proof", prompt_ids, tuple(branch_ids))
+
+
+_STEM = (5, 9, 3, 14, 7, 12, 4, 9)
+PROOF = (_row((*_STEM, 6, 3), (8, 4, 11, 2), (6, 13, 10)), _row((*_STEM, 11), (2, 7), (3, 5, 8)))
+"""Two rows whose prompts begin alike, so that whatever a layout shares is shared."""
 
 
 @torch.no_grad()
 def _own_logps(lm: PreTrainedModel, device: torch.device) -> Tensor:
-    """The proof's branches, scored one by one from the logits of the model's own forward pass.
+    """The proof's branches [K], scored one by one from the logits of the model's own forward pass.
 
     In eager attention, the one form that has everything an architecture asks for. Raises SetupError when
     what the model says of the prompt depends on what follows it.
     """
     lm.set_attn_implementation("eager")
-    prompt = len(PROOF.prompt)
-    sums, of_prompt = [], []
-    for branch in PROOF.branches:
-        ids = torch.tensor([[*PROOF.prompt, *branch]], device=device, dtype=torch.int64)
-        logps = lm(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-        sums.append(logps[prompt - 1 : -1].gather(1, ids[0, prompt:, None]).sum())
-        of_prompt.append(logps[:prompt])
-    if not torch.allclose(*of_prompt, rtol=0, atol=TOLERANCE):
-        raise SetupError(
-            f"{type(lm).__name__} is not causal: what follows a token changes its prediction",
-            "alignctl trains causal language models",
-        )
+    sums = []
+    for row in PROOF:
+        prompt, of_prompt = len(row.prompt), []
+        for branch in row.branches:
+            ids = torch.tensor([[*row.prompt, *branch]], device=device, dtype=torch.int64)
+            logps = lm(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+            sums.append(logps[prompt - 1 : -1].gather(1, ids[0, prompt:, None]).sum())
+            of_prompt.append(logps[:prompt])
+        if not torch.allclose(*of_prompt, rtol=0, atol=TOLERANCE):
+            raise SetupError(
+                f"{type(lm).__name__} is not causal: what follows a token changes its prediction",
+                "alignctl trains causal language models",
+            )
     return torch.stack(sums)
 
 
@@ -134,7 +139,7 @@ def _mismatch(
         set_attention(policy.causal_lm, layout)
         if layout != "padded" and policy.causal_lm.config._attn_implementation != attention.NAME:
             return f"{type(policy.causal_lm).__name__} lets nobody replace its attention"
-        batch = pack([PROOF], layout).to(device)
+        batch = pack(PROOF, layout).to(device)
         with torch.no_grad():
             forms = (policy, replace(policy, forward_only=True))
             found = torch.stack([branch_logps(form, batch).double() for form in forms])

@@ -86,6 +86,7 @@ def completion_hidden(policy: Policy, batch: PackedBatch) -> Tensor:
     else:
         masks = attention.tree_masks(
             batch.trees,
+            stem=batch.stem,
             dtype=policy.compute_dtype,
             device=policy.device,
             forward_only=policy.forward_only,

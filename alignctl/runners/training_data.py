@@ -40,6 +40,7 @@ from alignctl.data.template import stop_token_ids, template_hash
 from alignctl.errors import DataError
 from alignctl.models.load import Source, load_tokenizer, vocabulary_size
 from alignctl.models.machine import cache_root
+from alignctl.models.packing import common_beginning
 from alignctl.models.reference import tokens_fingerprint
 from alignctl.records import BadRow, Example, Row
 from alignctl.runners.checkpoints import locate_model
@@ -76,6 +77,8 @@ class TrainingData:
     """Those that are answered for the watch; of the two, the shorter is the beginning of the longer."""
     lengths: np.ndarray
     """int32 [rows, 1 + K]: tokens of the prompt and of each given answer of `rows`."""
+    stem: int
+    """Tokens that the prompts of all `rows` begin with; 0 where they are not worth sharing."""
     stop: tuple[int, ...]
     gold: Gold | None
     trained_on: tuple[str, ...]
@@ -167,6 +170,7 @@ def prepare_data(config: TrainConfig, say: Callable[[str], None], report: Report
         asked=_few_prompts(pool, chosen.asked),
         watched=_few_prompts(pool, chosen.watched),
         lengths=chosen.lengths,
+        stem=common_beginning(chosen.prompt_ids),
         stop=stop_token_ids(tokenizer),
         gold=_gold(data, prompts),
         trained_on=prompt_keys(chosen.trained_on),
@@ -216,6 +220,13 @@ class Chosen:
         found = self.prompts if self.kind == "prompts" else self.data
         facts = found.pool.facts.at(found.train)
         return np.concatenate([facts.prompt_tokens[:, None], facts.answer_tokens], axis=1)
+
+    @property
+    def prompt_ids(self) -> Sequence[np.ndarray]:
+        """The prompts of what an epoch goes through, in tokens."""
+        if self.kind == "prompts":
+            return self.prompts.pool.prompt_ids(self.prompts.train)
+        return self.data.pool.prompt_ids(self.train)
 
     @property
     def trained_on(self) -> np.ndarray:

@@ -99,7 +99,9 @@ class _Steps:
         self._order = _order(config, len(self._given))
         answered, self._own, asked = _own_answers(config, data)
         self._answered = np.arange(self._order.shape[1]) < answered
-        self._asked = _examples([(prompt, *self._own) for prompt in asked], ASKED)
+        # Prompts of their own may begin otherwise; what is not known to be shared is planned for as it is.
+        self._stem = data.stem if layout == "shared" and not asked else 0
+        self._asked = _examples([(prompt, *self._own) for prompt in asked], name=ASKED)
         self.costs = self._costs()
         """int64 [steps, rows]: positions of every row in a forward pass."""
 
@@ -107,7 +109,7 @@ class _Steps:
         """The longest rows, as many as are scored together."""
         ranked = np.argsort(-self._given.sum(axis=1), kind="stable")[: budget + 1]
         own = self._own if self._given.shape[1] == 1 else ()
-        rows = _examples([(*row, *own) for row in self._given[ranked].tolist()])
+        rows = _examples([(*row, *own) for row in self._given[ranked].tolist()], self._stem)
         return [rows[index] for index in micro_batches(rows, token_budget=budget, layout=self._layout)[0]]
 
     def heaviest(self, budget: int) -> Sequence[MicroBatch]:
@@ -128,7 +130,7 @@ class _Steps:
         given = self._given[self._order[step]]
         answered = self._answered.tolist()
         rows = [(*row, *self._own) if own else row for row, own in zip(given.tolist(), answered, strict=True)]
-        return [*_examples(rows), *self._asked]
+        return [*_examples(rows, self._stem), *self._asked]
 
     def _costs(self) -> np.ndarray:
         given = self._given[self._order]
@@ -139,7 +141,9 @@ class _Steps:
         return np.hstack([costs, np.tile(np.array(asked, dtype=np.int64), (len(costs), 1))])
 
     def _tokens(self, batch: MicroBatch, power: int) -> int:
-        return sum(positions(row, self._layout) ** power for row in batch.rows)
+        """Those of all rows, for the power 2 times those that they look at."""
+        costs = [positions(row, self._layout) for row in batch.rows]
+        return sum((cost - self._stem) * cost ** (power - 1) for cost in costs)
 
 
 def _cut(lengths: np.ndarray, max_length: int | None) -> np.ndarray:
@@ -174,15 +178,17 @@ def _order(config: TrainConfig, rows: int) -> np.ndarray:
     return order[: places // batch * batch].reshape(-1, batch)[:, :size]
 
 
-def _examples(lengths: Iterable[Sequence[int]], name: str = "") -> list[Example]:
-    """Rows of (prompt, answer, answer, ...) tokens; what they say does not matter."""
+def _examples(lengths: Iterable[Sequence[int]], stem: int = 0, *, name: str = "") -> list[Example]:
+    """Rows of (prompt, answer, answer, ...) tokens; what they say does not matter, only that their prompts
+    have the first `stem` tokens in common and no more, with rows of another name none."""
+    own = 2 if name else 0
     return [
         Example(
             id=name,
-            prompt=np.zeros(prompt, dtype=np.int32),
+            prompt=np.where(np.arange(prompt) < stem, own, own + number % 2).astype(np.int32),
             branches=tuple(np.zeros(length, dtype=np.int32) for length in answers),
         )
-        for prompt, *answers in lengths
+        for number, (prompt, *answers) in enumerate(lengths, start=1)
     ]
 
 

@@ -11,8 +11,8 @@ from alignctl.models.attention import LONGEST_PLAIN_ROW, tree_attention, tree_ma
 CPU = torch.device("cpu")
 
 
-def masks_for(trees, dtype=torch.float64, *, forward_only=False):
-    return tree_masks(trees, dtype=dtype, device=CPU, forward_only=forward_only)
+def masks_for(trees, dtype=torch.float64, *, stem=0, forward_only=False):
+    return tree_masks(trees, stem=stem, dtype=dtype, device=CPU, forward_only=forward_only)
 
 
 def heads(count, tokens, *, seed):
@@ -20,15 +20,15 @@ def heads(count, tokens, *, seed):
     return torch.randn(1, count, tokens, 8, dtype=torch.float64, generator=generator)
 
 
-def by_definition(query, key, value, trees, scale):
+def by_definition(query, key, value, trees, scale, stem=0):
     """[1, T, Hq, D], looping over rows, branches and heads."""
     out = torch.zeros_like(query)
     group = query.shape[1] // key.shape[1]
-    start = 0
+    start = stem
     for prompt, *branches in trees:
         offset = start + prompt
         for length in branches:
-            path = [*range(start, start + prompt), *range(offset, offset + length)]
+            path = [*range(stem), *range(start, start + prompt), *range(offset, offset + length)]
             causal = torch.ones(len(path), len(path), dtype=torch.bool).tril()
             for head in range(query.shape[1]):
                 q, k, v = query[0, head, path], key[0, head // group, path], value[0, head // group, path]
@@ -46,6 +46,7 @@ def test_the_mask_of_a_pair_by_hand():
     assert mask[~(mask == 0)].tolist() == [float("-inf")] * 12
 
 
+@pytest.mark.parametrize("stem", [0, 1, 9])
 @pytest.mark.parametrize("forward_only", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
@@ -59,14 +60,14 @@ def test_the_mask_of_a_pair_by_hand():
     ],
     ids=str,
 )
-def test_tree_attention_is_each_branch_alone(trees, kv_heads, forward_only):
-    tokens = sum(map(sum, trees))
+def test_tree_attention_is_each_branch_alone(trees, kv_heads, forward_only, stem):
+    tokens = stem + sum(map(sum, trees))
     query = heads(4, tokens, seed=1)
     key, value = heads(kv_heads, tokens, seed=2), heads(kv_heads, tokens, seed=3)
-    masks = masks_for(trees, forward_only=forward_only)
+    masks = masks_for(trees, stem=stem, forward_only=forward_only)
     found, weights = tree_attention(torch.nn.Identity(), query, key, value, None, tree=masks, scaling=0.3)
     assert weights is None
-    assert float((found - by_definition(query, key, value, trees, 0.3)).abs().max()) < 1e-12
+    assert float((found - by_definition(query, key, value, trees, 0.3, stem)).abs().max()) < 1e-12
 
 
 def test_scale_is_one_over_root_of_the_head_size_by_default():
@@ -79,6 +80,13 @@ def test_scale_is_one_over_root_of_the_head_size_by_default():
 
 def test_longest_path_is_the_farthest_a_token_looks_back():
     assert masks_for([(3, 2, 4), (5, 1, 1)]).longest_path == 7
+    assert masks_for([(3, 2, 4), (5, 1, 1)], stem=10).longest_path == 17
+
+
+def test_masks_of_a_stem_by_hand():
+    stem, row = masks_for([(1, 1, 1)], stem=2).masks
+    assert (stem == 0).int().tolist() == [[1, 0], [1, 1]]
+    assert (row == 0).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0, 1]]
 
 
 @pytest.mark.parametrize(

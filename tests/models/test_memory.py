@@ -63,7 +63,10 @@ def work_of(step: int = 3000, longest: int = ROW, **changes: object) -> Work:
     def heaviest(budget: int) -> list[MicroBatch]:
         size = max(longest, min(step, budget))
         parts = [min(longest, size - start) for start in range(0, size, longest)]
-        rows = [Example("", np.ones(n // 2, np.int32), (np.ones(n - n // 2, np.int32),)) for n in parts]
+        rows = [
+            Example("", np.full(n // 2, number, np.int32), (np.ones(n - n // 2, np.int32),))
+            for number, n in enumerate(parts)
+        ]
         return [MicroBatch(rows, accumulates=budget < step)]
 
     work = Work(

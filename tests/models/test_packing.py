@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignctl.models import attention
-from alignctl.models.packing import micro_batches, pack, positions
+from alignctl.models.packing import SHORTEST_STEM, branch_ends, micro_batches, pack, positions, stem_length
 from alignctl.models.policy import Policy, branch_logps, set_attention
 from alignctl.records import Example
 
@@ -52,6 +52,35 @@ def test_a_pair_and_a_single_branch_by_hand(layout, ids, places, score_index):
     assert batch.counts.tolist() == [2, 1, 2]
 
 
+def test_a_stem_by_hand():
+    stem = list(range(20, 20 + SHORTEST_STEM))
+    batch = pack([example([*stem, 7, 8], [1, 2], [3]), example([*stem, 9], [4, 5])], "shared")
+    assert (batch.stem, batch.trees) == (8, ((2, 2, 1), (1, 2)))
+    assert batch.ids.tolist() == [[*stem, 7, 8, 1, 2, 3, 9, 4, 5]]
+    assert batch.positions.tolist() == [[*range(8), 8, 9, 10, 11, 10, 8, 9, 10]]
+    assert batch.score_index.tolist() == [9, 10, 9, 13, 14]
+    assert batch.targets.tolist() == [1, 2, 3, 4, 5]
+    assert branch_ends(batch).tolist() == [11, 12, 15]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "stem"),
+    [
+        ([range(12), range(12)], 11),  # the last token predicts by itself
+        ([range(12), [*range(9), 40, 41]], 9),
+        ([range(12), [*range(7), 40, 41, 42]], 0),  # too short to be worth it
+        ([range(12), range(8)], 0),
+        ([range(12)], 0),
+        ([range(12), [40, *range(1, 12)]], 0),
+        ([range(30), range(20), [*range(15), 40]], 15),
+    ],
+)
+def test_a_stem_is_what_all_prompts_begin_with(prompts, stem):
+    rows = [example(prompt, [1]) for prompt in prompts]
+    assert stem_length(rows, "shared") == pack(rows, "shared").stem == stem
+    assert stem_length(rows, "packed") == pack(rows, "packed").stem == pack(rows, "padded").stem == 0
+
+
 def test_padding_mask_is_true_on_tokens_alone():
     mask = pack(PAIR_AND_SINGLE, "padded").padding_mask
     assert mask is not None
@@ -77,13 +106,35 @@ trees = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple),
 @settings(max_examples=50, deadline=None)
 @given(trees=trees, budget=st.integers(1, 60), layout=st.sampled_from(LAYOUTS))
 def test_micro_batches_keep_order_and_budget(trees, budget, layout):
-    rows = [example(range(prompt), *(range(n) for n in branches)) for prompt, *branches in trees]
+    rows = [
+        example([number, *range(prompt - 1)], *(range(n) for n in branches))
+        for number, (prompt, *branches) in enumerate(trees)
+    ]
     groups = micro_batches(rows, token_budget=budget, layout=layout)
     assert [index for group in groups for index in group] == list(range(len(rows)))
     costs = [sum(positions(rows[index], layout) for index in group) for group in groups]
     assert all(cost <= budget or len(group) == 1 for cost, group in zip(costs, groups, strict=True))
     firsts = [positions(rows[group[0]], layout) for group in groups[1:]]
     assert all(cost + first > budget for cost, first in zip(costs, firsts, strict=False))  # none closed early
+
+
+@settings(max_examples=50, deadline=None)
+@given(trees=trees, budget=st.integers(1, 120), stem=st.integers(SHORTEST_STEM, 20))
+def test_a_stem_is_counted_once_a_micro_batch(trees, budget, stem):
+    rows = [
+        example([*range(stem), 90 + number % 2, *range(prompt)], *(range(n) for n in branches))
+        for number, (prompt, *branches) in enumerate(trees)
+    ]
+    groups = micro_batches(rows, token_budget=budget, layout="shared")
+    assert [index for group in groups for index in group] == list(range(len(rows)))
+    batches = [pack([rows[index] for index in group], "shared") for group in groups]
+    assert all(batch.tokens <= budget or len(batch.trees) == 1 for batch in batches)
+    firsts = [positions(rows[group[0]], "shared") - stem for group in groups[1:]]
+    alike = max(stem_length(rows, "shared") - stem, 0)  # a stroke of luck: the rows have more in common
+    assert all(
+        batch.tokens + first + alike * len(batch.trees) > budget
+        for batch, first in zip(batches, firsts, strict=False)
+    )
 
 
 # --- what is computed ----------------------------------------------------------------------------------
@@ -127,6 +178,20 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("shape", TREES)
 def test_every_layout_is_exact(tiny, make_rows, plain_logps, shape, kv_heads, checkpointing):
     model, rows = tiny(kv_heads=kv_heads), make_rows(TREES[shape])
+    expected = plain_result(model, rows, plain_logps)
+    if checkpointing:
+        model.train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layout in LAYOUTS:
+        assert_same(packed_result(model, rows, layout), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("stem", [SHORTEST_STEM, 3 * SHORTEST_STEM, attention.LONGEST_PLAIN_ROW])
+def test_a_beginning_that_prompts_share_is_exact(tiny, make_rows, plain_logps, stem, checkpointing):
+    model, rows = tiny(kv_heads=2), make_rows(TREES["unequal rows"], stem=stem)
+    batch = pack(rows, "shared")
+    assert batch.tokens == sum(row.tokens for row in rows) - stem * (len(rows) - 1)
     expected = plain_result(model, rows, plain_logps)
     if checkpointing:
         model.train()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from alignctl.models.packing import branch_ends, micro_batches, pack, positions
+from alignctl.models.packing import SHORTEST_STEM, branch_ends, micro_batches, pack, positions
 from alignctl.models.policy import Policy, branch_logps, set_attention
 from alignctl.records import Example, Layout, PackedBatch
 
@@ -28,6 +28,7 @@ TREES = st.lists(
     min_size=1,
     max_size=4,
 )
+STEMS = st.sampled_from([0, 0, SHORTEST_STEM - 1, SHORTEST_STEM, 2 * SHORTEST_STEM])
 by_hand = settings(max_examples=60, deadline=None, derandomize=True)
 with_model = settings(
     max_examples=12,
@@ -46,13 +47,13 @@ def logps(model: LlamaForCausalLM, batch: PackedBatch) -> Tensor:
         return branch_logps(Policy(model, batch.layout, torch.float64, CPU), batch)
 
 
-def numbered(trees: Sequence[tuple[int, ...]]) -> list[Example]:
-    """Rows in which no token id comes twice."""
-    ids = iter(range(10_000))
+def numbered(trees: Sequence[tuple[int, ...]], stem: int = 0) -> list[Example]:
+    """Rows in which no token id comes twice, but for what all prompts begin with."""
+    ids = iter(range(stem, 10_000))
     return [
         Example(
             id=f"row {number}",
-            prompt=np.array([next(ids) for _ in range(prompt)], np.int32),
+            prompt=np.array([*range(stem), *(next(ids) for _ in range(prompt))], np.int32),
             branches=tuple(np.array([next(ids) for _ in range(n)], np.int32) for n in branches),
         )
         for number, (prompt, *branches) in enumerate(trees)
@@ -63,7 +64,7 @@ def numbered(trees: Sequence[tuple[int, ...]]) -> list[Example]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@given(trees=TREES, seed=st.integers(0, 9))
+@given(trees=TREES, stem=STEMS, seed=st.integers(0, 9))
 @with_model
 def test_a_packed_pass_is_separate_passes(
     tiny: Tiny,
@@ -71,9 +72,10 @@ def test_a_packed_pass_is_separate_passes(
     plain_logps: PlainLogps,
     layout: Layout,
     trees: list[tuple[int, ...]],
+    stem: int,
     seed: int,
 ) -> None:
-    model, rows = tiny(), make_rows(trees, seed=seed)
+    model, rows = tiny(), make_rows(trees, seed=seed, stem=stem)
     found = logps(model, pack(rows, layout))
     set_attention(model, "padded")
     with torch.no_grad():
@@ -82,13 +84,20 @@ def test_a_packed_pass_is_separate_passes(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@given(trees=TREES, data=st.data())
+@given(trees=TREES, stem=STEMS, data=st.data())
 @with_model
 def test_no_answer_sees_another_row_or_another_answer(
-    tiny: Tiny, make_rows: MakeRows, layout: Layout, trees: list[tuple[int, ...]], data: st.DataObject
+    tiny: Tiny,
+    make_rows: MakeRows,
+    layout: Layout,
+    trees: list[tuple[int, ...]],
+    stem: int,
+    data: st.DataObject,
 ) -> None:
     """All other tokens are poisoned, their number unchanged: the answer's log-probability stays."""
-    rows, poison = make_rows(trees, seed=1), make_rows(trees, seed=2)
+    rows, poison = make_rows(trees, seed=1, stem=stem), make_rows(trees, seed=2)
+    beginning = rows[0].prompt[:stem]
+    poison = [replace(row, prompt=np.concatenate([beginning, row.prompt])) for row in poison]
     place = data.draw(st.integers(0, len(rows) - 1))
     own = data.draw(st.integers(0, len(rows[place].branches) - 1))
     branches = list(poison[place].branches)
@@ -126,12 +135,12 @@ def test_whatever_stands_under_the_padding_changes_no_bit(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@given(trees=TREES)
+@given(trees=TREES, stem=STEMS)
 @by_hand
 def test_every_answer_token_is_predicted_by_the_token_before_it(
-    layout: Layout, trees: list[tuple[int, ...]]
+    layout: Layout, trees: list[tuple[int, ...]], stem: int
 ) -> None:
-    rows = numbered(trees)
+    rows = numbered(trees, stem)
     batch = pack(rows, layout)
     flat, where = batch.ids.flatten().tolist(), batch.positions.flatten().tolist()
     before, targets, position = [], [], []
@@ -151,10 +160,10 @@ def test_every_answer_token_is_predicted_by_the_token_before_it(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@given(trees=TREES)
+@given(trees=TREES, stem=STEMS)
 @by_hand
-def test_an_answer_ends_at_its_last_token(layout: Layout, trees: list[tuple[int, ...]]) -> None:
-    rows = numbered(trees)
+def test_an_answer_ends_at_its_last_token(layout: Layout, trees: list[tuple[int, ...]], stem: int) -> None:
+    rows = numbered(trees, stem)
     batch = pack(rows, layout)
     flat, ends = batch.ids.flatten().tolist(), branch_ends(batch)
     assert [flat[end] for end in ends.tolist()] == [int(b[-1]) for row in rows for b in row.branches]

@@ -12,7 +12,7 @@ from alignctl.cli.compose import load
 from alignctl.cli.options import open_conf
 from alignctl.config import TrainConfig
 from alignctl.models.load import skeleton
-from alignctl.models.packing import micro_batches, positions
+from alignctl.models.packing import micro_batches, pack, positions
 from alignctl.models.policy import Policy, set_attention
 from alignctl.models.rehearsal import ghost_of, training_bytes, weight_bytes
 from alignctl.records import Example
@@ -96,9 +96,10 @@ def test_rows_and_micro_batches_are_those_of_the_steps(words, algo, answered, la
             for rows in steps
             for group in micro_batches(rows, token_budget=budget, layout=layout)
         ]
-        most = max(sum(positions(row, layout) for row in group) for group in groups)
-        heavy = work.heaviest(budget)
-        assert max(sum(positions(row, layout) for row in batch.rows) for batch in heavy) == most
+        most = max(pack(group, layout).tokens for group in groups)
+        planned = max(pack(batch.rows, layout).tokens for batch in work.heaviest(budget))
+        # The rows of one step may have more in common than those of all steps, which are planned for.
+        assert most <= planned <= (1.05 * most if layout == "shared" else most)
     assert not work.heaviest(10**6)[0].accumulates
 
 
