@@ -1,5 +1,7 @@
 """Sampling answers: each prompt read once, its key-value cache forked for its samples, ended rows dropped.
 
+What all prompts begin with is read once for all of them (prompt_stem.py).
+
 A token is drawn at a uniform number that depends on (seed, step, sample id, position) alone, so an answer
 does not depend on which others are sampled beside it, up to the rounding of the forward pass.
 
@@ -30,6 +32,7 @@ from alignctl.models.drawing import draw, uniforms
 from alignctl.models.drawn_scores import DrawnScores
 from alignctl.models.kv_cache import keeps_all, merged_cache
 from alignctl.models.policy import Policy, autocast, plain_attention
+from alignctl.models.prompt_stem import NO_STEM, Stem, close_gaps, read_stem
 
 BATCH = 128
 """Answers in flight; a decode step reads every weight once, however many rows share it."""
@@ -235,10 +238,12 @@ class _Sampler:
 
 def _board(sampler: _Sampler, flight: _Flight | None, groups: Sequence[_Group]) -> _Flight | None:
     """Read the groups' prompts, draw their first tokens, and go on with those beside `flight`."""
-    lengths = [len(group.prompt) for group in groups]
+    prompts = [group.prompt for group in groups]
+    stem = read_stem(sampler.policy.causal_lm, prompts) if sampler.growable else NO_STEM
     cost = PASS_COST[sampler.policy.device.type == "cuda"]
+    lengths = [len(prompt) - stem.length for prompt in prompts]
     cuts = _passes(lengths, cost) if sampler.growable else [slice(len(groups))]
-    parts = [part for cut in cuts if (part := _read(sampler, groups[cut]))]
+    parts = [part for cut in cuts if (part := _read(sampler, groups[cut], stem))]
     if flight:
         parts.append((flight, torch.arange(len(flight.ids), device=sampler.policy.device)))
     if not parts:
@@ -268,20 +273,24 @@ def _passes(lengths: Sequence[int], cost: int) -> list[slice]:
     return found[::-1]
 
 
-def _read(sampler: _Sampler, groups: Sequence[_Group]) -> tuple[_Flight, Tensor] | None:
+def _read(sampler: _Sampler, groups: Sequence[_Group], stem: Stem) -> tuple[_Flight, Tensor] | None:
     """The prompts' cache, and which of its rows each of the answers that go on from it [n] comes from."""
     model, device = sampler.policy.causal_lm, sampler.policy.device
-    ids, mask = _left_padded([group.prompt for group in groups], device)
-    cache = DynamicCache(config=model.config)
+    ids, gaps = _left_padded([group.prompt[stem.length :] for group in groups], device)
+    seen = torch.arange(ids.shape[1], device=device) >= gaps[:, None]
+    mask = nn.functional.pad(seen.long(), (stem.length, 0), value=1)
+    cache = stem.cache(model, len(groups))
     logits = model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        position_ids=(mask.cumsum(-1) - 1).clamp_min(0)[:, stem.length :],
         past_key_values=cache,
         use_cache=True,
         # By index, which copies: the slice of logits_to_keep=1 makes torch copy the head once per prompt.
         logits_to_keep=torch.tensor([ids.shape[1] - 1], device=device),
     ).logits[:, -1]
+    close_gaps(cache, stem.length, gaps)
+    mask = (torch.arange(mask.shape[1], device=device) >= gaps[:, None]).long()
     answers = np.concatenate([group.ids for group in groups])
     rows = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group.ids) for group in groups]))
     numbers = torch.from_numpy(sampler.numbers[answers, 0]).to(device)
@@ -295,14 +304,13 @@ def _read(sampler: _Sampler, groups: Sequence[_Group]) -> tuple[_Flight, Tensor]
 
 
 def _left_padded(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask [n, longest], tokens at the right edge, where decoding goes on."""
+    """Ids [n, longest], tokens at the right edge, where decoding goes on; int64 [n]: padding before them."""
     longest = max(map(len, prompts))
     ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    mask = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    gaps = np.array([longest - len(prompt) for prompt in prompts])
+    return torch.from_numpy(ids).to(device), torch.from_numpy(gaps).to(device)
 
 
 # --- decoding ------------------------------------------------------------------------------------------

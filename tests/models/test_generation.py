@@ -16,6 +16,7 @@ from alignctl.models.drawing import uniforms
 from alignctl.models.drawn_scores import DrawnScores
 from alignctl.models.generation import sample
 from alignctl.models.load import load_tokenizer, load_weights, locate_path
+from alignctl.models.packing import SHORTEST_STEM
 from alignctl.models.policy import Policy, autocast, plain_attention, set_attention
 from alignctl.models.scoring import score
 
@@ -67,11 +68,12 @@ def expected_answers(model, prompts, *, stop, tokens):
     return [by_transformers(model, prompt, stop=stop, tokens=tokens) for prompt in prompts]
 
 
+@pytest.mark.parametrize("stem", [0, SHORTEST_STEM + 4, 40])
 @pytest.mark.parametrize("layout", ["shared", "padded"])
-def test_greedy_equals_transformers(tiny, make_rows, layout):
+def test_greedy_equals_transformers(tiny, make_rows, layout, stem):
     """Rows end at different times, so finished ones leave the batch while others go on."""
     model = tiny(dtype=torch.float32, tied=False)
-    prompts = [row.prompt for row in make_rows(LENGTHS)]
+    prompts = [row.prompt for row in make_rows(LENGTHS, stem=stem)]
     free = expected_answers(model, prompts, stop=NO_STOP, tokens=24)
     stop = (free[0][4], free[1][9])
     expected = expected_answers(model, prompts, stop=stop, tokens=24)
@@ -120,14 +122,15 @@ OTHERS = {
 }
 
 
+@pytest.mark.parametrize("stem", [0, SHORTEST_STEM + 3])
 @pytest.mark.parametrize("name", OTHERS)
-def test_greedy_equals_transformers_on_other_architectures(make_rows, name):
+def test_greedy_equals_transformers_on_other_architectures(make_rows, name, stem):
     """Left padding must not move positions, and whatever a cache holds follows when rows leave the batch."""
     kind, config = OTHERS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(config()).eval()
-    prompts = [row.prompt for row in make_rows(LENGTHS)]
+    prompts = [row.prompt for row in make_rows(LENGTHS, stem=stem)]
     free = expected_answers(model, prompts, stop=NO_STOP, tokens=10)
     longest, other = sorted(free, key=len)[-2:]
     stop = (*NO_STOP, longest[2], other[4])
@@ -391,6 +394,25 @@ def test_each_prompt_is_read_once(tiny, make_rows):
     assert shapes[-1] == (2 * 3 * len(prompts), 1)
     assert sum(rows for rows, _ in shapes[:-1]) == len(prompts)
     assert sum(int((ids > 0).sum()) for ids in read[:-1]) == sum(map(len, prompts))
+
+
+@pytest.mark.parametrize("room", [128, 3])
+def test_what_prompts_begin_with_is_read_once(monkeypatch, tiny, make_rows, room):
+    """In every group that is taken in together; further answers take the places of those that ended."""
+    monkeypatch.setattr(generation, "BATCH", room)
+    model = tiny(dtype=torch.float32)
+    prompts = [row.prompt for row in make_rows(LENGTHS, stem=20)]
+    expected = expected_answers(model, prompts, stop=NO_STOP, tokens=9)
+    read = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: read.append(ids[0].clone()))
+    assert answers(policy_for(model), prompts, tokens=9) == expected
+    hook.remove()
+    whole = [ids for ids in read if ids.shape[1] > 1 and ids.shape[0] == 1 and ids.shape[1] == 20]
+    groups = -(-len(prompts) // room)
+    assert len(whole) == groups
+    rests = sum(len(prompt) - 20 for prompt in prompts)
+    tokens = sum(int((ids > 0).sum()) for ids in read)
+    assert tokens == groups * 20 + rests + 8 * len(prompts)
 
 
 # --- the policy afterwards -----------------------------------------------------------------------------
