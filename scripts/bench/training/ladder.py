@@ -2,6 +2,7 @@
 
     python scripts/bench/training/ladder.py --lengths hh --out ladder.json
     python scripts/bench/training/ladder.py --data hh.jsonl.gz
+    python scripts/bench/training/ladder.py --data hh.jsonl.gz --rungs rung-shared rung-stem
 
 Full fine-tuning on the benchmark's own batches. The whole without fused norms is the rung before it; packing
 and sharing build on each other and have no line among those left out.
@@ -42,6 +43,7 @@ TOLD = {
     "rung-head": "+ head on completion positions",
     "rung-packed": "+ packing",
     "rung-shared": "+ shared prompts",
+    "rung-stem": "+ shared beginnings of prompts",
     "rung-full": "+ fused norms: the whole engine",
     "rung-without-cache": "the whole, reference at every step",
     "rung-without-head": "the whole, logits of all positions",
@@ -56,6 +58,7 @@ def arguments() -> argparse.Namespace:
     source.add_argument("--data", type=Path, help="preference rows that alignctl reads")
     source.add_argument("--lengths", choices=SHAPES, help="made-up tokens in those lengths")
     parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), help="all unless named")
     parser.add_argument("--pairs", type=int, default=MICRO_PAIRS, help="pairs per optimiser step")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
@@ -66,15 +69,15 @@ def arguments() -> argparse.Namespace:
 
 
 def climb(
-    model: str, threads: int, file: Prepared, schedule: Schedule, case: Case
+    rungs: Sequence[str], model: str, threads: int, file: Prepared, schedule: Schedule, case: Case
 ) -> tuple[dict[str, list[Run]], list[str]]:
-    """Every rung in every round, and the rungs that did not fit in memory."""
-    runs: dict[str, list[Run]] = {rung: [] for rung in RUNGS}
+    """Every one of the rungs in every round, and those that did not fit in memory."""
+    runs: dict[str, list[Run]] = {rung: [] for rung in rungs}
     too_large: list[str] = []
     batches = schedule.batches(case.batch)
     for number in range(schedule.rounds):
         part = Part(file.path, file.sha256, first=number * batches, batches=batches, warm_up=WARM_UP)
-        for rung in list(RUNGS) if number % 2 == 0 else list(reversed(RUNGS)):
+        for rung in rungs if number % 2 == 0 else reversed(rungs):
             if rung in too_large:
                 continue
             try:
@@ -144,9 +147,10 @@ COLUMNS = (
 
 
 def table(runs: dict[str, list[Run]]) -> str:
-    """Medians of the rounds; the last columns are the padded loop's seconds over the rung's."""
+    """Medians of the rounds; the last columns are the first rung's seconds over the rung's."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    base = cost(runs["rung-padded"]) if runs["rung-padded"] else None
+    first = next(iter(runs.values()))
+    base = cost(first) if first else None
     for rung, found in runs.items():
         if not found:
             lines.append(f"| {TOLD[rung]} | did not fit in memory " + "| " * (len(COLUMNS) - 2) + "|")
@@ -183,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = prepare(pairs, [options.pairs], schedule, Path(directory))[str(options.pairs)]
         print(f"batches: sha256 {file.sha256}", file=sys.stderr)
-        runs, too_large = climb(model, options.threads, file, schedule, case)
+        runs, too_large = climb(options.rungs, model, options.threads, file, schedule, case)
     print(table(runs))
     if options.out is not None:
         figures = {"runs": [asdict(one) for of_rung in runs.values() for one in of_rung]}

@@ -9,6 +9,7 @@ a pass over the reference runs through the same layout and head as the steps aft
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from worker import BETA, CLIP, MICRO_PAIRS, Job, Pair, Timeline, main, now
 
+from alignctl.models import packing
 from alignctl.models.norms import fuse_norms
 from alignctl.models.packing import pack
 from alignctl.models.policy import (
@@ -46,23 +48,27 @@ class Rung:
     """The reference is scored once, before training; else at every step, by a second model."""
     completion_head: bool
     """The head on completion positions, in chunks; else on all, as one tensor of logits."""
+    stem: bool = False
+    """What all prompts of a forward begin with is read once; else with each."""
     fused_norms: bool = False
     checkpointing: bool = False
 
 
-FULL = Rung("shared", cached=True, completion_head=True, fused_norms=True)
+FULL = Rung("shared", cached=True, completion_head=True, stem=True, fused_norms=True)
 RUNGS = {
     "rung-padded": Rung("padded", cached=False, completion_head=False),
     "rung-cached": Rung("padded", cached=True, completion_head=False),
     "rung-head": Rung("padded", cached=True, completion_head=True),
     "rung-packed": Rung("packed", cached=True, completion_head=True),
     "rung-shared": Rung("shared", cached=True, completion_head=True),
+    "rung-stem": Rung("shared", cached=True, completion_head=True, stem=True),
     "rung-full": FULL,
     "rung-without-cache": replace(FULL, cached=False),
     "rung-without-head": replace(FULL, completion_head=False),
     "rung-checkpointing": replace(FULL, checkpointing=True),
 }
 """By the name of the side: first from the padded loop up, then one part less than the whole."""
+SHORTEST_STEM = packing.SHORTEST_STEM
 
 
 def load(job: Job, rung: Rung) -> Policy:
@@ -87,6 +93,7 @@ def beside(policy: Policy) -> Policy:
 def train(job: Job, batches: Sequence[Sequence[Pair]]) -> Timeline:
     """One pass over the batches."""
     rung = RUNGS[job.side]
+    packing.SHORTEST_STEM = SHORTEST_STEM if rung.stem else sys.maxsize
     policy = load(job, rung)
     steps = [micro_batches(batch, policy) for batch in batches]
     begin = now()
