@@ -30,7 +30,7 @@ def is_kept(run: Run, folder: Path) -> bool:
 def keep(run: Run, words: Sequence[str], records: Sequence[Record], folder: Path) -> None:
     """Write the evaluations of a finished run; `words` are its command's."""
     lines = [
-        {"step": one.step} | {name: float(f"{value:.{DIGITS}g}") for name, value in one.metrics.items()}
+        {name: float(f"{value:.{DIGITS}g}") for name, value in one.metrics.items()} | {"step": one.step}
         for one in records
     ]
     head = json.dumps({"command": f"alignctl {' '.join(words)}", "torch": version("torch")})[1:-1]
