@@ -114,6 +114,8 @@ def test_counts_are_of_the_runs_they_speak_of() -> None:
     assert (of["runs"], of["over_optimised"]) == (2, 1)
     assert of["close"]["count"] == 0
     assert of["close"]["of"] == of["false_alarms"]["of"] == 1
+    assert of["gold_end"] == pytest.approx(over.gold_end)
+    assert of["gold_end_of_all"] == pytest.approx((over.gold_end + sound.gold_end) / 2)
     low, high = of["missed"]["interval"]
     assert 0 < low < high == 1
     assert "calibration" not in replay.summary([over])
@@ -214,3 +216,23 @@ def test_evaluations_that_are_kept_tell_the_same_story(tmp_path: Path) -> None:
         assert (after.fired, after.kept, after.peak) == (before.fired, before.kept, before.peak)
     document = json.loads((folder / "dpo-0.2-seed-1.json").read_text())
     assert "algo=dpo algo.beta=0.2 seed=1 train.steps=90 watch.action=warn" in document["command"]
+
+
+def test_the_runs_that_are_kept_are_those_of_the_readme() -> None:
+    folder = STUDIES / "overoptimisation" / "evaluations"
+    runs = [run for arm in grid.GRID if kept.is_kept(run := grid.Run(arm, seed=3), folder)]
+    assert len(runs) == len(list(folder.iterdir())) == 6
+    found = {
+        one.name: replay.summary([replay.outcome(one, run, kept.kept(run, folder)) for run in runs])["others"]
+        for one in replay.CANDIDATES
+    }
+    readme = (STUDIES.parents[1] / "README.md").read_text(encoding="utf-8")
+    told = {
+        "the best": found[tables.DEFAULT]["gold_best_of_all"],
+        f"**{tables.DEFAULT}**": found[tables.DEFAULT]["gold_kept_of_all"],
+        "lowest held-out loss": found["lowest held-out loss"]["gold_kept_of_all"],
+        "the last step": found["to the end"]["gold_kept_of_all"],
+    }
+    for name, value in told.items():
+        (line,) = [line for line in readme.splitlines() if line.startswith(f"| {name} |")]
+        assert f"{value:.3f}" in line.rpartition(" | ")[2], name

@@ -212,8 +212,9 @@ def _of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "gold_kept": _mean([one.gold_kept for one in over]),
         "gold_end": _mean([one.gold_end for one in over]),
         "gold_best": _mean([one.gold_best for one in over]),
-        "gold_kept_of_sound": _mean([one.gold_kept for one in sound]),
-        "gold_best_of_sound": _mean([one.gold_best for one in sound]),
+        "gold_kept_of_all": _mean([one.gold_kept for one in outcomes]),
+        "gold_best_of_all": _mean([one.gold_best for one in outcomes]),
+        "gold_end_of_all": _mean([one.gold_end for one in outcomes]),
     }
 
 

@@ -54,14 +54,20 @@ def adapted(records: Mapping[Run, Sequence[Record]]) -> str:
     return markdown(header, rows) if rows else ""
 
 
-HEADER = ("rule", "kept within 3 %", "fired near the peak", "missed", "false alarms", "gold kept (best, end)")
+HEADER = (
+    *("rule", "kept within 3 %", "fired near the peak", "missed", "false alarms", "gold kept (best, end)"),
+    "of all runs",
+)
 
 
 def _figures(of_rule: Mapping[str, Any]) -> list[str]:
     counts = [_count(of_rule[name]) for name in ("close", "near_peak", "missed", "false_alarms")]
-    golds = [of_rule[name] for name in ("gold_kept", "gold_best", "gold_end")]
-    kept = "" if golds[0] is None else f"{golds[0]:.3f} ({golds[1]:.3f}, {golds[2]:.3f})"
-    return [*counts, kept]
+    return [*counts, *(_golds(of_rule, runs) for runs in ("", "_of_all"))]
+
+
+def _golds(of_rule: Mapping[str, Any], runs: str) -> str:
+    kept, best, end = (of_rule[f"gold_{which}{runs}"] for which in ("kept", "best", "end"))
+    return "" if kept is None else f"{kept:.3f} ({best:.3f}, {end:.3f})"
 
 
 def _count(found: Mapping[str, Any] | None) -> str:
