@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from alignctl.models.packing import common_beginning
 
@@ -55,10 +56,11 @@ def close_gaps(cache: DynamicCache, stem: int, gaps: Tensor) -> None:
     if not stem or not gaps.any():
         return
     for layer in cache.layers:
-        columns = torch.arange(layer.keys.shape[2], device=gaps.device)  # type: ignore[union-attr]
+        assert isinstance(layer, DynamicLayer)  # where not all layers are, no stem is read
+        assert layer.keys is not None
+        assert layer.values is not None
+        columns = torch.arange(layer.keys.shape[2], device=gaps.device)
         moved = (columns >= gaps[:, None]) & (columns < stem + gaps[:, None])
         source = torch.where(moved, columns - gaps[:, None], columns)[:, None, :, None]
-        layer.keys, layer.values = (
-            held.gather(2, source.expand_as(held))
-            for held in (layer.keys, layer.values)  # type: ignore[union-attr]
-        )
+        layer.keys = layer.keys.gather(2, source.expand_as(layer.keys))
+        layer.values = layer.values.gather(2, source.expand_as(layer.values))
