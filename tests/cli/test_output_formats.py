@@ -104,7 +104,7 @@ def test_the_format_is_no_part_of_the_request(capsys: pytest.CaptureFixture[str]
     assert cards[0].replace("out=a", "out=b").replace("# a", "# b") == cards[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recipes_and_sweeps_hand_the_format_on() -> None:
     Path("own/recipe").mkdir(parents=True)
     Path("own/recipe/pair.yaml").write_text(PAIR)

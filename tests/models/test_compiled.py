@@ -61,7 +61,7 @@ def test_gradients_are_those_of_the_uncompiled_layers(tiny, make_rows, kind):
         assert torch.equal(branch_logps(policy, pack(rows, layout)), scored)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_compiler_the_answer_is_two_lines(tmp_path: Path):
     words = ["model=tiny", "dataset=demo", "train.steps=1", "hardware.compile=true", f"out={tmp_path}/run"]
     environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

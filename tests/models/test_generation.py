@@ -523,7 +523,7 @@ def test_greedy_equals_transformers_on_smollm2(smollm2):
     assert "Paris" in tokenizer.decode(found[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_first_tokens_of_smollm2_have_their_frequencies(smollm2, top_p):
     model, _, prompts = real_model(smollm2)

@@ -99,7 +99,9 @@ def gradients(start: StartingPolicy, rows: list[Example], logps: Tensor, referen
     return found
 
 
-@pytest.fixture(scope="module", params=["none", "lora"], ids=["full", "lora"])
+@pytest.fixture(
+    scope="module", params=["none", pytest.param("lora", marks=pytest.mark.long)], ids=["full", "lora"]
+)
 def both_sides(request, smollm2) -> BothSides:
     config = config_of(f"adapter={request.param}")
     data = prepare_data(config, print)
