@@ -173,17 +173,20 @@ def assert_same(found, expected):
         assert float((found[1][name] - gradient).abs().max()) <= 1e-10, name
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("shape", TREES)
-def test_every_layout_is_exact(tiny, make_rows, plain_logps, shape, kv_heads, checkpointing):
-    model, rows = tiny(kv_heads=kv_heads), make_rows(TREES[shape])
+def assert_exact(model, rows, plain_logps, *, checkpointing):
     expected = plain_result(model, rows, plain_logps)
     if checkpointing:
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     for layout in LAYOUTS:
         assert_same(packed_result(model, rows, layout), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("shape", TREES)
+def test_every_layout_is_exact(tiny, make_rows, plain_logps, shape, kv_heads, checkpointing):
+    assert_exact(tiny(kv_heads=kv_heads), make_rows(TREES[shape]), plain_logps, checkpointing=checkpointing)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
@@ -192,12 +195,7 @@ def test_a_beginning_that_prompts_share_is_exact(tiny, make_rows, plain_logps, s
     model, rows = tiny(kv_heads=2), make_rows(TREES["unequal rows"], stem=stem)
     batch = pack(rows, "shared")
     assert batch.tokens == sum(row.tokens for row in rows) - stem * (len(rows) - 1)
-    expected = plain_result(model, rows, plain_logps)
-    if checkpointing:
-        model.train()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layout in LAYOUTS:
-        assert_same(packed_result(model, rows, layout), expected)
+    assert_exact(model, rows, plain_logps, checkpointing=checkpointing)
 
 
 def test_rows_too_long_for_the_plain_form_are_exact_too(tiny, make_rows, plain_logps):
