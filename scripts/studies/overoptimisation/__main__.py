@@ -27,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # what the studies share
 
 import harmless
+from common import finished
 from grid import CALIBRATION, DEMO, GRID, Run, command, training
 from kept import is_kept, keep, kept
 from replay import CANDIDATES, Outcome, outcome, summary
@@ -99,9 +100,10 @@ def _train(study: Study, options: argparse.Namespace) -> None:
         nonlocal longest
         if time.monotonic() + longest > ends or is_kept(run, options.kept):
             return
-        longest = max(longest, training(run, options.out, study.words))
-        records = study.records(run.directory(options.out))
-        keep(run, command(run, study.words), records, options.kept)
+        directory = run.directory(options.out)
+        if not finished(directory):  # a study that was killed may have left one that is
+            longest = max(longest, training(run, options.out, study.words))
+        keep(run, command(run, study.words), study.records(directory), options.kept)
 
     with ThreadPoolExecutor(options.parallel) as workers:
         list(workers.map(one, study.runs))
