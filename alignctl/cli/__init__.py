@@ -192,8 +192,6 @@ def _once(conf: Conf, flags: Flags, overrides: list[str], *, argv: list[str]) ->
     # Waiting threads sleep instead of spinning: as fast on an idle machine, twice as fast on a busy one
     # (ten seconds against five for the same work beside one other busy process, two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Large tensors on huge pages, where Linux has them to give: a sixth of the page faults.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from alignctl.cli.extras import need_for
 
     need_for(config)

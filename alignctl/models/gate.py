@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from alignctl.errors import SetupError
 from alignctl.models import attention
+from alignctl.models.lora import fuse_adapters
 from alignctl.models.norms import fuse_norms
 from alignctl.models.packing import pack
 from alignctl.models.policy import Policy, branch_logps, causal_lm, evaluating, set_attention
@@ -59,6 +60,8 @@ def choose_layout(
         expected = _own_logps(lm, device)
         # After the model's own result and before ours, so that the proof covers it.
         fuse_norms(lm)
+        if isinstance(model, PeftModel):
+            fuse_adapters(model)
         _refuse_capped_logits(lm)
         reason = _window_reason(lm, max_length) or _mismatch(model, expected, "shared", device)
         if not reason and adapter_dropout == 0:

@@ -31,7 +31,6 @@ ENVIRONMENT = {
     "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
-    "THP_MEM_ALLOC_ENABLE": "1",
 }
 
 

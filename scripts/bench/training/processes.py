@@ -96,7 +96,6 @@ def start(bench: Bench, job: Job, directory: str) -> subprocess.CompletedProcess
     if job.side.startswith("alignctl"):
         # As the command line sets it for itself before torch is imported (alignctl/cli).
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         # The user's own, beside an empty cache: later rounds find the code as later runs of a user do.
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code()))
     begun = json.dumps(asdict(replace(job, started=time.monotonic())))
