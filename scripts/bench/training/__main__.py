@@ -10,7 +10,8 @@ loop as one writes it first.
 Decisions. Batches are made once and read by every side. A side is a process of its own per run, so that
 memory and time to the first step are its own. Loss and gradient norm of the first steps have to agree before
 anything is timed. The order of the sides turns round with every round; medians are reported. The result is
-written after every round, so that a long benchmark can be looked at, or broken off, on its way.
+written after every run: a long benchmark can be looked at on its way, or broken off and begun again with the
+same words, which goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
@@ -39,7 +40,18 @@ from batches import (
     wanted_pairs,
 )
 from environment import SHARED, trl_python
-from measurements import SAME_BATCHES, SIDES, Case, Failure, Machine, Parity, Result, Run, write_result
+from measurements import (
+    SAME_BATCHES,
+    SIDES,
+    Case,
+    Failure,
+    Machine,
+    Parity,
+    Result,
+    Run,
+    read_result,
+    write_result,
+)
 from options import arguments
 from parity import Disagreement, check_parity, largest_difference
 from peak import measure_yardstick
@@ -54,18 +66,16 @@ from alignctl.models.pinned import pinned_directory
 # --- before --------------------------------------------------------------------------------------------
 
 
-def same_start(bench: Bench, prepared: Prepared, cases: Sequence[Case]) -> tuple[Parity, ...]:
-    """Every way of computing once, on a few steps: raises Disagreement where two sides differ."""
-    found = []
-    for adapter, dtype in dict.fromkeys((case.adapter, case.dtype) for case in cases):
-        case = Case(adapter, dtype, PARITY_PAIRS)
-        lr = LR if dtype == "float32" else 0.0
-        part = Part(prepared.path, prepared.sha256, first=0, batches=PARITY_STEPS, warm_up=0, lr=lr)
-        sides = [as_parity(run(bench, side, case, 0, part)) for side in SAME_BATCHES]
-        check_parity(sides)
-        say(f"all sides agree ({adapter}-{dtype}), {largest_difference(sides):.1e} apart at most: {sides[0]}")
-        found += sides
-    return tuple(found)
+def same_start(bench: Bench, prepared: Prepared, case: Case) -> tuple[Parity, ...]:
+    """One way of computing on every side, on a few steps: raises Disagreement where two sides differ."""
+    case = replace(case, batch=PARITY_PAIRS)
+    lr = LR if case.dtype == "float32" else 0.0
+    part = Part(prepared.path, prepared.sha256, first=0, batches=PARITY_STEPS, warm_up=0, lr=lr)
+    sides = [as_parity(run(bench, side, case, 0, part)) for side in SAME_BATCHES]
+    check_parity(sides)
+    apart = largest_difference(sides)
+    say(f"all sides agree ({case.adapter}-{case.dtype}), {apart:.1e} apart at most: {sides[0]}")
+    return tuple(sides)
 
 
 def as_parity(found: Run) -> Parity:
@@ -113,22 +123,23 @@ class Plan:
         return Part(file.path, file.sha256, first=number * batches, batches=batches, warm_up=WARM_UP)
 
 
-def one_round(plan: Plan, so_far: Result, number: int) -> Result:
-    """Every side of every case once more, but for those that did not fit."""
+def one_round(plan: Plan, so_far: Result, number: int) -> Iterator[Result]:
+    """Every side of every case once more, but for those that are there or did not fit; each as it ends."""
     sides = tuple(reversed(SIDES)) if number % 2 else SIDES
-    runs, failed = list(so_far.runs), list(so_far.failed)
     for case, side in product(plan.cases, sides):
-        if any((one.side, one.case) == (side, case) for one in failed):
+        done = any(one.round == number for one in so_far.of(side, case))
+        if done or any((one.side, one.case) == (side, case) for one in so_far.failed):
             continue
         try:
             found = run(plan.bench, side, case, number, plan.part(side, case.batch, number))
         except TooLarge as error:
             say(f"round {number + 1}: {error}")
-            failed.append(Failure(side, case, "out of memory"))
-            continue
-        runs.append(found)
-        say(f"round {number + 1} of {plan.schedule.rounds}, {case.name}, {side}: {described(found)}")
-    return replace(so_far, runs=tuple(runs), failed=tuple(failed))
+            failure = Failure(side, case, "out of memory")
+            so_far = replace(so_far, failed=(*so_far.failed, failure))
+        else:
+            say(f"round {number + 1} of {plan.schedule.rounds}, {case.name}, {side}: {described(found)}")
+            so_far = replace(so_far, runs=(*so_far.runs, found))
+        yield so_far
 
 
 def tell_drift(result: Result, number: int) -> None:
@@ -166,6 +177,37 @@ def planned(options: argparse.Namespace, bench: Bench) -> Plan:
     return Plan(bench, tuple(dict.fromkeys(options.cases)), schedule, files)
 
 
+def begun(fresh: Result, path: Path) -> Result:
+    """What an earlier call with the same words left at `path`, else `fresh`. Raises SystemExit for others."""
+    if not path.exists():
+        return fresh
+    found = read_result(path)
+    for name in ("model", "source", "threads", "batches"):
+        if getattr(found, name) != getattr(fresh, name):
+            raise SystemExit(f"{path} holds a benchmark of another {name}; name another --out")
+    if (found.machine.cpu, found.machine.versions) != (fresh.machine.cpu, fresh.machine.versions):
+        raise SystemExit(f"{path} was measured on another machine or other packages; name another --out")
+    say(f"{path} has {len(found.runs)} runs; going on")
+    return found
+
+
+def measured(plan: Plan, result: Result) -> Iterator[Result]:
+    """Parity of every way of computing, then the rounds; the result as it grows."""
+    for way in dict.fromkeys(replace(case, batch=PARITY_PAIRS) for case in plan.cases):
+        if not any(one.case == way for one in result.parity):
+            try:
+                found = same_start(plan.bench, plan.files["parity"], way)
+            except (Disagreement, TooLarge) as error:
+                raise SystemExit(f"nothing was timed: {error}") from error
+            result = replace(result, parity=(*result.parity, *found))
+            yield result
+    for number in range(plan.schedule.rounds):
+        for grown in one_round(plan, result, number):
+            result = grown
+            yield result
+        tell_drift(result, number)
+
+
 def main() -> None:
     """Prepare, check, measure, report."""
     options = arguments((__doc__ or "").partition("\n")[0])
@@ -173,30 +215,26 @@ def main() -> None:
     model = (options.model or pinned_directory(say)).resolve()
     python, versions = trl_python(options.trl_python)
     plan = planned(options, Bench(str(model), python, options.threads))
-    machine = this_machine(versions)
-    try:
-        parity = same_start(plan.bench, plan.files["parity"], plan.cases)
-    except (Disagreement, TooLarge) as error:
-        raise SystemExit(f"nothing was timed: {error}") from error
-    dtypes = sorted({case.dtype for case in plan.cases})
-    yardstick = measure_yardstick(AutoConfig.from_pretrained(model), dtypes, rank=LORA_RANK)
-    result = Result(
-        machine=machine,
+    fresh = Result(
+        machine=this_machine(versions),
         model=model.name,
         source=options.data.name if options.data else options.lengths,
         threads=options.threads,
         batches={name: file.sha256 for name, file in plan.files.items()},
-        parity=parity,
+        parity=(),
         runs=(),
         failed=(),
     )
-    table = ""
-    for number in range(plan.schedule.rounds):
-        result = one_round(plan, result, number)
-        tell_drift(result, number)
-        write_result(result, options.out / "result.json")
-        table = write_report(result, yardstick, options.out)
-    print(table)
+    file = options.out / "result.json"
+    result = begun(fresh, file)
+    dtypes = sorted({case.dtype for case in plan.cases})
+    yardstick = measure_yardstick(AutoConfig.from_pretrained(model), dtypes, rank=LORA_RANK)
+    for grown in measured(plan, result):
+        result = grown
+        write_result(result, file)
+        if result.runs:
+            write_report(result, yardstick, options.out)
+    print(write_report(result, yardstick, options.out))
 
 
 if __name__ == "__main__":
