@@ -40,7 +40,7 @@ def made_run(
         side=side,
         case=CASE,
         round=number,
-        start=measurements.Start(3.0, reference, count if reference else 0, 2.0),
+        start=measurements.Start(3.0, reference, 2.0),
         steps=tuple(steps),
         warm_up=1,
         loss=(0.7,) * count,

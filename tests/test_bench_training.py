@@ -42,7 +42,7 @@ def made_run(
         side=side,
         case=CASE,
         round=number,
-        start=measurements.Start(4.0, reference, 1 + len(steps) if reference else 0, 9.0),
+        start=measurements.Start(4.0, reference, 9.0),
         steps=tuple(steps),
         warm_up=1,
         loss=(0.69,) * (1 + len(steps)),
@@ -65,6 +65,14 @@ def test_epochs_and_sweeps_pay_the_reference_pass_once_or_not_at_all() -> None:
     assert (found.one_epoch, found.three_epochs, found.warm_sweep) == (4.0, 10.0, 9.0)
 
 
+def test_the_reference_pass_is_shared_out_by_positions() -> None:
+    run = made_run("alignctl", [6.0], reference=4.0)
+    warm_up, timed = run.tokens
+    longer = dataclasses.replace(run, tokens=(dataclasses.replace(warm_up, padded=3 * timed.padded), timed))
+    assert longer.reference_per_batch == 1.0
+    assert made_run("trl", [6.0]).reference_per_batch == 0.0
+
+
 def test_a_side_with_the_reference_in_its_step_pays_it_every_time() -> None:
     found = workloads.cost([made_run("trl", [8.0, 12.0])])
     assert (found.one_epoch, found.three_epochs, found.warm_sweep) == (5.0, 15.0, 15.0)
@@ -78,6 +86,26 @@ def test_the_median_round_counts_but_grouped_rounds_are_added_up(side: str, seco
 
 def test_time_to_the_first_step_has_load_reference_and_step() -> None:
     assert made_run("alignctl", [6.0], reference=4.0).start.total == 17.0
+
+
+def test_a_round_goes_on_where_it_was_broken_off_and_turns_round() -> None:
+    result = measurements.Result(
+        machine=measurements.Machine("cpu", 2, 24.0, "Linux", None, {}, (0.1, 0.2, 0.3)),
+        model="smol",
+        source="hh",
+        threads=2,
+        batches={"2": "ab"},
+        parity=(),
+        runs=(made_run("alignctl", [6.0]), made_run("trl", [8.0])),
+        failed=(measurements.Failure("plain", CASE, "out of memory"),),
+    )
+    other = dataclasses.replace(CASE, adapter="lora")
+    left = ["alignctl-compiled", "trl-tuned", "trl-grouped"]
+    whole = list(measurements.SIDES)
+    first = [*((CASE, side) for side in left), *((other, side) for side in whole)]
+    assert result.left([CASE, other], 0) == first
+    assert [side for _, side in result.left([other], 1)] == whole[::-1]
+    assert [side for _, side in result.left([CASE], 1)] == [side for side in whole[::-1] if side != "plain"]
 
 
 def test_a_result_goes_to_json_and_back(tmp_path: Path) -> None:

@@ -256,7 +256,11 @@ def base_fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """sha256 over the weights below any adapter, under their own names."""
     lm = model.get_base_model() if isinstance(model, PeftModel) else model
     tensors = {key.replace(".base_layer.", "."): tensor for key, tensor in lm.state_dict().items()}
-    return weights_fingerprint({key: tensor for key, tensor in tensors.items() if ".lora_" not in key})
+    return weights_fingerprint({key: tensor for key, tensor in tensors.items() if not _of_adapter(key)})
+
+
+def _of_adapter(key: str) -> bool:
+    return ".lora_" in key
 
 
 def _refuse_other_base(model: PreTrainedModel, base: str, directory: Path) -> None:
@@ -329,7 +333,7 @@ def load_start(source: Source, adapter: AdapterConfig, *, seed: int) -> Start:
     rank, alpha and dropout have to be the configured ones.
     """
     model = load_weights(source)
-    fingerprint, base = model_fingerprint(model), base_fingerprint(model)
+    fingerprint, base = fingerprints(model)
     if isinstance(adapter, NoAdapter):
         with translated(str(source.adapter or source.base)):
             merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
@@ -361,13 +365,18 @@ def _with_fresh_adapter(model: PreTrainedModel, adapter: LoraAdapter, base: str)
 NOT_COMPUTED_WITH = ("transformers_version", "peft_version", "base_model_name_or_path", "revision")
 
 
-def model_fingerprint(model: PreTrainedModel | PeftModel) -> str:
-    """sha256 over the weights and what decides how they are used: the config, an adapter's scale."""
+def fingerprints(model: PreTrainedModel | PeftModel) -> tuple[str, str]:
+    """Of the whole model, and the `base_fingerprint` of what is below its adapters.
+
+    The first is a sha256 over the weights and what decides how they are used: the config, an adapter's scale.
+    """
+    base = base_fingerprint(model)
     adapters = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
+    above = {key: tensor for key, tensor in model.state_dict().items() if _of_adapter(key)}
     described = [causal_lm(model).config.to_diff_dict(), *(adapter.to_dict() for adapter in adapters)]
     kept = [{key: one[key] for key in sorted(one) if key not in NOT_COMPUTED_WITH} for one in described]
     text = json.dumps(kept, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    return hashlib.sha256(f"{weights_fingerprint(model.state_dict())} {text}".encode()).hexdigest()
+    return hashlib.sha256(f"{base} {weights_fingerprint(above)} {text}".encode()).hexdigest(), base
 
 
 def _same_adapter(model: PeftModel, adapter: LoraAdapter) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from alignctl.errors import SetupError
-from alignctl.models.load import Source, Start, base_fingerprint, load_weights, model_fingerprint
+from alignctl.models.load import Source, Start, fingerprints, load_weights
 from alignctl.models.soup.adapters import base_of
 from alignctl.models.soup.members import Member
 from alignctl.models.soup.merge import souped_tensors
@@ -36,4 +36,4 @@ def pour(model: PreTrainedModel, members: Sequence[Member], weights: Sequence[fl
                 "write the soup to disk first: alignctl soup ... out=DIR, then name DIR",
             )
         state[name].copy_(tensor)
-    return Start(model, model_fingerprint(model), base_fingerprint(model))
+    return Start(model, *fingerprints(model))

@@ -17,12 +17,12 @@ from alignctl.config import LoraAdapter, NoAdapter, PretrainedModel, TinyModel
 from alignctl.errors import AlignctlError, UsageError
 from alignctl.models.load import (
     Source,
+    fingerprints,
     load_start,
     load_tokenizer,
     load_weights,
     locate,
     locate_path,
-    model_fingerprint,
     name_base,
     vocabulary_size,
 )
@@ -388,34 +388,38 @@ def test_what_is_written_opens_with_transformers_and_peft(model_dir, adapter_dir
 # --- fingerprint ---------------------------------------------------------------------------------------
 
 
+def of_whole(model):
+    return fingerprints(model)[0]
+
+
 def test_fingerprint_changes_with_any_tensor(model_dir):
     model = load_weights(Source(str(model_dir), None))
-    before = model_fingerprint(model)
+    before = of_whole(model)
     for name, parameter in model.named_parameters():
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.view(-1)[-1] += 1e-4
-        assert model_fingerprint(model) != before, name
+        assert of_whole(model) != before, name
         with torch.no_grad():
             parameter.copy_(kept)
-    assert model_fingerprint(model) == before
+    assert of_whole(model) == before
 
 
 def test_fingerprint_changes_with_what_the_weights_are_used_for(model_dir, adapter_dir):
     """The same tensors under another rotary base or another adapter scale are another model."""
-    base, adapted = (model_fingerprint(load_weights(locate_path(str(d)))) for d in (model_dir, adapter_dir))
+    base, adapted = (of_whole(load_weights(locate_path(str(d)))) for d in (model_dir, adapter_dir))
     adapter_config(adapter_dir, lora_alpha=32)
-    assert model_fingerprint(load_weights(locate_path(str(adapter_dir)))) != adapted
+    assert of_whole(load_weights(locate_path(str(adapter_dir)))) != adapted
     change_config(model_dir, rope_parameters={"rope_theta": 500.0, "rope_type": "default"})
-    assert model_fingerprint(load_weights(locate_path(str(model_dir)))) != base
+    assert of_whole(load_weights(locate_path(str(model_dir)))) != base
 
 
 def test_fingerprint_does_not_change_with_the_place(model_dir, adapter_dir, tmp_path):
-    base, adapted = (model_fingerprint(load_weights(locate_path(str(d)))) for d in (model_dir, adapter_dir))
+    base, adapted = (of_whole(load_weights(locate_path(str(d)))) for d in (model_dir, adapter_dir))
     moved = shutil.copytree(model_dir, tmp_path / "moved")
-    assert model_fingerprint(load_weights(locate_path(str(moved)))) == base
+    assert of_whole(load_weights(locate_path(str(moved)))) == base
     adapter_config(adapter_dir, base_model_name_or_path=str(moved))
-    assert model_fingerprint(load_weights(locate_path(str(adapter_dir)))) == adapted
+    assert of_whole(load_weights(locate_path(str(adapter_dir)))) == adapted
 
 
 def test_an_adapter_that_names_its_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -42,7 +41,6 @@ from batches import (
 from environment import SHARED, trl_python
 from measurements import (
     SAME_BATCHES,
-    SIDES,
     Case,
     Failure,
     Machine,
@@ -124,12 +122,8 @@ class Plan:
 
 
 def one_round(plan: Plan, so_far: Result, number: int) -> Iterator[Result]:
-    """Every side of every case once more, but for those that are there or did not fit; each as it ends."""
-    sides = tuple(reversed(SIDES)) if number % 2 else SIDES
-    for case, side in product(plan.cases, sides):
-        done = any(one.round == number for one in so_far.of(side, case))
-        if done or any((one.side, one.case) == (side, case) for one in so_far.failed):
-            continue
+    """What is left of a round, run by run; the result as it grows."""
+    for case, side in so_far.left(plan.cases, number):
         try:
             found = run(plan.bench, side, case, number, plan.part(side, case.batch, number))
         except TooLarge as error:

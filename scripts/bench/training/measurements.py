@@ -8,7 +8,9 @@ Source: this benchmark; units are seconds, gigabytes (1e9 bytes) and tokens thro
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,6 @@ class Start:
     """Imports, model, optimiser, data set."""
     reference: float
     """The pass before training, over all of the run's batches; 0 where each step makes its own."""
-    reference_batches: int
-    """Optimiser batches that pass went over."""
     first_step: float
 
     @property
@@ -101,8 +101,13 @@ class Run:
 
     @property
     def reference_per_batch(self) -> float:
-        """Seconds of the reference pass per optimiser batch; 0 where the step has it inside."""
-        return self.start.reference / self.start.reference_batches if self.start.reference_batches else 0.0
+        """Seconds of the reference pass per timed batch; 0 where the step has it inside.
+
+        The pass goes over the warm-up's pairs too; the others' share is that of their positions.
+        """
+        timed = sum(batch.padded for batch in self.timed)
+        share = timed / sum(batch.padded for batch in self.tokens)
+        return self.start.reference * share / len(self.timed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,13 @@ class Result:
     def of(self, side: str, case: Case) -> tuple[Run, ...]:
         """The runs of one cell, by round."""
         return tuple(run for run in self.runs if run.side == side and run.case == case)
+
+    def left(self, cases: Sequence[Case], number: int) -> list[tuple[Case, str]]:
+        """What a round has still to run: what is not there and did fit; the sides turn round every round."""
+        sides = SIDES[::-1] if number % 2 else SIDES
+        there = {(run.case, run.side) for run in self.runs if run.round == number}
+        out = {(one.case, one.side) for one in self.failed}
+        return [cell for cell in product(cases, sides) if cell not in there | out]
 
     def cases(self) -> tuple[Case, ...]:
         """In the order they were measured."""

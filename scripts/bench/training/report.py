@@ -174,7 +174,7 @@ def step_utilisation(runs: Sequence[Run], yardstick: Yardstick) -> float:
     """Of the steps alone; the reference counts where they make it."""
     case, work = runs[0].case, work_of_runs(runs)
     flops = useful_flops(yardstick.shape, work, adapter=case.adapter)
-    if not runs[0].start.reference_batches:
+    if not runs[0].start.reference:
         flops += reference_flops(yardstick.shape, work)
     return flops / sum(sum(run.steps) for run in runs) / yardstick.peaks[case.dtype]
 

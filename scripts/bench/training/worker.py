@@ -153,7 +153,6 @@ def as_run(job: Job, batches: Sequence[Sequence[Pair]], found: Timeline, sha256:
         start=Start(
             load=found.training - job.started - found.reference,
             reference=found.reference,
-            reference_batches=len(batches) if found.reference else 0,
             first_step=steps[0],
         ),
         steps=tuple(steps[job.warm_up :]),
