@@ -39,7 +39,22 @@ def _is_plain(layer: Linear, name: str) -> bool:
 
 
 class _InPlace(LoraVariant):
-    """PEFT's hook for another formula; what runs is merged nowhere, so that is all of it."""
+    """PEFT's hook for another formula. It asks the same object to merge, which is as of a plain adapter."""
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """A merged copy."""
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        """Merged in place."""
+        orig_weight.data += module.get_delta_weight(active_adapter)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """What was there before."""
+        return orig_weight.data - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:

@@ -98,3 +98,22 @@ def test_what_is_saved_is_the_same() -> None:
     after = get_peft_model_state_dict(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_merged_and_unmerged_is_as_of_peft(safe: bool) -> None:
+    model = adapted("qwen2")
+    fused = deepcopy(model)
+    fuse_adapters(fused)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        adapters_on = fused(input_ids=ids).logits
+        fused.merge_adapter(safe_merge=safe)
+        torch.testing.assert_close(fused(input_ids=ids).logits, adapters_on, rtol=1e-12, atol=1e-12)
+        fused.unmerge_adapter()
+        torch.testing.assert_close(fused(input_ids=ids).logits, adapters_on, rtol=1e-12, atol=1e-12)
+        found = fused.merge_and_unload(safe_merge=safe).state_dict()
+        expected = model.merge_and_unload(safe_merge=safe).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
