@@ -392,8 +392,9 @@ def of_whole(model):
     return fingerprints(model)[0]
 
 
-def test_fingerprint_changes_with_any_tensor(model_dir):
-    model = load_weights(Source(str(model_dir), None))
+@pytest.mark.parametrize("place", ["model_dir", "adapter_dir"])
+def test_fingerprint_changes_with_any_tensor(request, place):
+    model = load_weights(locate_path(str(request.getfixturevalue(place))))
     before = of_whole(model)
     for name, parameter in model.named_parameters():
         kept = parameter.detach().clone()
