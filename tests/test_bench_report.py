@@ -180,6 +180,20 @@ def test_medians_ratios_and_ranges_worked_out_by_hand() -> None:
     assert (ours.first_step.value, theirs.first_step.value) == (8.0, 5.0)
 
 
+def test_a_ratio_is_the_median_of_rounds_on_the_same_batches() -> None:
+    ours = [made_run("alignctl", number, (seconds,)) for number, seconds in enumerate((2.0, 4.0, 8.0))]
+    theirs = [made_run("trl", number, (seconds,)) for number, seconds in enumerate((10.0, 8.0, 24.0))]
+    # Medians of the sides are 10 and 4, so 2.5; the rounds say 5, 2 and 3.
+    assert report.cell(theirs, ours, YARDSTICK).ratio["one epoch"] == report.Spread(3.0, 2.0, 5.0)
+    assert report.cell(theirs[:2], ours[2:], YARDSTICK).ratio == {}
+
+
+def test_the_length_grouped_side_is_compared_over_all_rounds_together() -> None:
+    ours = [made_run("alignctl", number, (seconds,)) for number, seconds in enumerate((2.0, 4.0, 3.0))]
+    grouped = [made_run("trl-grouped", number, (seconds,)) for number, seconds in enumerate((2.0, 13.0, 3.0))]
+    assert report.cell(grouped, ours, YARDSTICK).ratio["one epoch"] == report.Spread(2.0, 2.0, 2.0)
+
+
 def test_tokens_a_second_and_utilisation_worked_out_by_hand() -> None:
     ours, theirs = report.cells(made_result(), YARDSTICK)
     # Two timed batches of 60 tokens; 4 s of steps and 2 s of the reference pass, against 16 s.

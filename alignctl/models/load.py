@@ -33,7 +33,7 @@ from alignctl.models.foreign import read_config, refuse_made_up, translated
 from alignctl.models.own_files import refuse_files_elsewhere
 from alignctl.models.pinned import pinned_directory
 from alignctl.models.policy import causal_lm
-from alignctl.models.reference import weights_fingerprint
+from alignctl.models.tensor_files import weights_fingerprint
 from alignctl.models.tiny import tiny_directory
 
 # Its bars and warnings would draw over the panel; what matters is raised as an error and told by us.

@@ -9,35 +9,20 @@ through the token ids they lead to.
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from alignctl.errors import storage_faults
 from alignctl.models.machine import cache_root
 from alignctl.models.policy import Policy
 from alignctl.models.scoring import Progress, score
+from alignctl.models.tensor_files import read_tensors, write_tensors
 from alignctl.records import Example, Scores
 
 FORMAT = b"alignctl reference 2"
 BLOCK_ROWS = 512
-
-
-def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes of a state dict."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def tokens_fingerprint(examples: Iterable[Example]) -> str:
@@ -107,11 +92,11 @@ def _block_scores(
 ) -> tuple[Scores, bool]:
     key = cache_key(policy, fingerprint, block, with_top=with_top)
     path = cache_root() / "reference" / f"{key}.safetensors"
-    cached = _read(path)
+    cached = read_tensors(path)
     if cached is not None:
-        return cached, True
+        return from_tensors(cached), True
     scores = score(policy, block, token_budget=token_budget, with_top=with_top, progress=progress)
-    _write(path, scores)
+    write_tensors(path, as_tensors(scores))
     return scores, False
 
 
@@ -139,27 +124,3 @@ def from_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> Scores:
         top_entropy=tensors.get(prefix + "top_entropy"),
         top_mass=tensors.get(prefix + "top_mass"),
     )
-
-
-def _read(path: Path) -> Scores | None:
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            expected = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None  # absent or damaged: it is a cache, so compute it again
-    # A flipped bit would train a whole run against a wrong reference.
-    return from_tensors(tensors) if weights_fingerprint(tensors) == expected else None
-
-
-def _write(path: Path, scores: Scores) -> None:
-    tensors = as_tensors(scores)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with storage_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata={"sha256": weights_fingerprint(tensors)})
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -42,8 +42,8 @@ from alignctl.models.load import (
     vocabulary_size,
 )
 from alignctl.models.policy import causal_lm
-from alignctl.models.reference import weights_fingerprint
 from alignctl.models.score_model import load_score_model, padding_token, score_config
+from alignctl.models.tensor_files import weights_fingerprint
 from alignctl.records import GoldScore, Row
 from alignctl.runners.checkpoints import Say, model_path, open_checkpoint
 from alignctl.runners.lineage import read_config, understand

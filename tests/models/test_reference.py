@@ -22,9 +22,9 @@ from alignctl.models.reference import (
     cached_scores,
     from_tensors,
     tokens_fingerprint,
-    weights_fingerprint,
 )
 from alignctl.models.scoring import score
+from alignctl.models.tensor_files import weights_fingerprint
 from alignctl.runners.preparation import prepare_policy, resolve_device, resolve_dtype
 from alignctl.runners.references import References, find_reference, score_all
 from alignctl.runners.training_data import prepare_data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,16 +138,34 @@ def test_a_resumed_run_measures_the_same(name: str) -> None:
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_the_parts_of_an_evaluation_are_timed() -> None:
-    run = train("run", {})
+def timed(run: Path) -> list[dict[str, Any]]:
+    """What timing.jsonl says of the evaluations."""
     lines = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
-    timed = [line for line in lines if line["split"] == "eval"]
-    assert [line["step"] for line in timed] == [0, 2, 4]
-    assert set(timed[0]["parts"]) == {"answers"}
+    return [line for line in lines if line["split"] == "eval"]
+
+
+def test_the_parts_of_an_evaluation_are_timed() -> None:
+    lines = timed(train("run", {}))
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert set(lines[0]["parts"]) == {"answers"}
     parts = {"held-out pairs", "answers", "own answers, by the reference"}
-    for line in timed[1:]:
+    for line in lines[1:]:
         assert set(line["parts"]) == parts
         assert sum(line["parts"].values()) <= line["seconds"] + 1e-3
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_the_answers_before_the_first_step_are_drawn_once_for_all_runs_of_a_model(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = train("first", ALGOS[name]), train("second", ALGOS[name] | {"train.lr": "1e-3"})
+    monkeypatch.setenv("ALIGNCTL_CACHE", str(tmp_path / "another"))
+    alone = train("alone", ALGOS[name])
+    assert ["answers" in timed(run)[0]["parts"] for run in (first, second, alone)] == [True, False, True]
+    assert all("answers" in line["parts"] for line in timed(second)[1:])
+    assert evaluations(first)[0] == evaluations(second)[0] == evaluations(alone)[0]
+    answers = [(run / "samples.jsonl").read_bytes().splitlines()[:4] for run in (first, second, alone)]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def planned(capsys: pytest.CaptureFixture[str], settings: dict[str, str]) -> tuple[int, int]:

@@ -22,8 +22,8 @@ from alignctl.evaluate.judges.reading import (
     open_reader,
 )
 from alignctl.models.load import locate_path
-from alignctl.models.reference import weights_fingerprint
 from alignctl.models.score_model import load_score_model, padding_token, score_config
+from alignctl.models.tensor_files import weights_fingerprint
 
 
 def reward_judge(

@@ -19,7 +19,9 @@ from alignctl.evaluate.held_out import Evaluation, evaluate_answers
 from alignctl.evaluate.own_samples import evaluate_samples
 from alignctl.models.drawn_scores import DrawnScores
 from alignctl.models.generation import sample
+from alignctl.models.kept_answers import Draw, Drawn, kept_answers
 from alignctl.models.live_reference import LiveReference
+from alignctl.models.policy import Policy
 from alignctl.models.scoring import score
 from alignctl.records import Example, Scores
 from alignctl.report.terminal import Report
@@ -40,7 +42,10 @@ class Answers:
 
 
 def answer_held_out(setup: Setup, step: int, report: Report) -> Answers:
-    """Sample an answer to every prompt that is asked and watched; the first few go to samples.jsonl."""
+    """An answer to every prompt that is asked and watched; the first few go to samples.jsonl.
+
+    Those of step 0 are the starting model's, which the cache may hold.
+    """
     settings, asked, watched = setup.config.eval, setup.data.asked, setup.data.watched
     prompts = max(asked.ids, watched.ids, key=len)
     read, own = [
@@ -49,24 +54,42 @@ def answer_held_out(setup: Setup, step: int, report: Report) -> Answers:
     ]
     # An answer that serves both is written once.
     wanted = list(dict.fromkeys([*read, *own]))
-    scores = DrawnScores([one in own for one in wanted], settings.max_new_tokens)
-    answers = sample(
-        setup.start.policy,
-        [prompts[place] for place, _ in wanted],
+    start = setup.start
+    draw = Draw(
+        fingerprint=start.fingerprint,
+        dtype=start.policy.compute_dtype,
+        prompts=[prompts[place] for place, _ in wanted],
+        sample_ids=[place for place, _ in wanted],
+        temperatures=[temperature for _, temperature in wanted],
+        scored=[one in own for one in wanted],
         stop=setup.data.stop,
         max_new_tokens=settings.max_new_tokens,
-        temperature=[temperature for _, temperature in wanted],
         seed=setup.config.seed,
-        step=step,
-        sample_ids=[place for place, _ in wanted],
-        scores=scores,
-        progress=partial(report, "answers"),
     )
+    drawn = partial(_drawn, start.policy, draw, step, report)
+    answers, scores = kept_answers(draw, drawn) if step == 0 and wanted else drawn()
     found = dict(zip(wanted, answers, strict=True))
     texts = tuple(setup.data.decode(found[one]) for one in read)
     _keep(setup, step, texts)
     examples = tuple(_example(setup, place, found[place, one]) for place, one in own)
-    return Answers(texts, examples, scores.of(answers))
+    return Answers(texts, examples, scores)
+
+
+def _drawn(policy: Policy, draw: Draw, step: int, report: Report) -> Drawn:
+    scores = DrawnScores(draw.scored, draw.max_new_tokens)
+    answers = sample(
+        policy,
+        draw.prompts,
+        stop=draw.stop,
+        max_new_tokens=draw.max_new_tokens,
+        temperature=draw.temperatures,
+        seed=draw.seed,
+        step=step,
+        sample_ids=draw.sample_ids,
+        scores=scores,
+        progress=partial(report, "answers"),
+    )
+    return answers, scores.of(answers)
 
 
 def _example(setup: Setup, place: int, answer: np.ndarray) -> Example:

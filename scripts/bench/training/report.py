@@ -2,10 +2,11 @@
 
 Decisions. A figure is the median round's; its interval, in brackets in the table and as a whisker in the
 chart, is the range of the rounds. A ratio is the other side's seconds over alignctl's for the same work, so
-above one means that alignctl is faster; its range is that of the rounds, each against alignctl's of the same
-number. One epoch has the reference included on every side. Useful utilisation divides the FLOPs that had to
-be done (peak.py) by time and measured peak: of one epoch, so with the reference's forward above and its
-seconds below the line. Bars begin at zero and share one axis over all cases.
+above one means that alignctl is faster: the median of the rounds, each against alignctl's on the same
+batches, since those of one round are longer than those of another. One epoch has the reference included on
+every side. Useful utilisation divides the FLOPs that had to be done (peak.py) by time and measured peak: of
+one epoch, so with the reference's forward above and its seconds below the line. Bars begin at zero and share
+one axis over all cases.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from markupsafe import Markup
 from measurements import SIDES, Case, Parity, Result, Run
 from peak import Work, Yardstick, reference_flops, useful_flops
-from workloads import Cost, cost
+from workloads import Cost, added_cost, cost
 
 from alignctl.report.charts import Scale, axis, box, grid, line, scale_over, words
 
@@ -127,18 +128,22 @@ def over_rounds(runs: Sequence[Run], figure: Callable[[Sequence[Run]], float]) -
 
 
 def ratios(runs: Sequence[Run], ours: Sequence[Run]) -> dict[str, Spread]:
-    """How many times as long as alignctl a side takes, by workload."""
-    of_round = {run.round: run for run in ours}
-    found = {}
-    for name, (_, seconds) in WORKLOADS.items():
-        value = seconds(cost(runs)) / seconds(cost(ours))
-        single = [
-            seconds(cost([run])) / seconds(cost([of_round[run.round]]))
-            for run in runs
-            if run.round in of_round
-        ] or [value]
-        found[name] = Spread(value, min(single), max(single))
-    return found
+    """How many times as long as alignctl a side takes, by workload; empty where no round has both.
+
+    Each round against alignctl's on the same batches. trl-grouped has batches of its own, longer in one round
+    and shorter in the next, so all its rounds are set against all of alignctl's.
+    """
+    if runs[0].side == "trl-grouped":
+        compared = [(added_cost(runs), added_cost(ours))]
+    else:
+        of_round = {run.round: run for run in ours}
+        compared = [(cost([run]), cost([of_round[run.round]])) for run in runs if run.round in of_round]
+    if not compared:
+        return {}
+    return {
+        name: spread([seconds(theirs) / seconds(own) for theirs, own in compared])
+        for name, (_, seconds) in WORKLOADS.items()
+    }
 
 
 def memory_of(run: Run) -> float:
@@ -212,7 +217,7 @@ def preamble(result: Result, yardstick: Yardstick) -> str:
         f"Measured matrix-product peak: {peaks}. Medians of the rounds, their range in brackets; memory is "
         f"{'the accelerator’s' if machine.accelerator else 'the process’s largest resident set'}. Time to "
         "the first step counts from the start of the process, the reference pass over the run's batches "
-        "included. The length-grouped side makes batches of its own, so its ratio is not one of equal steps."
+        "included. The length-grouped side makes batches of its own, so its ratio is of all rounds together."
     )
 
 

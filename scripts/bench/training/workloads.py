@@ -46,10 +46,17 @@ def cost(runs: Sequence[Run]) -> Cost:
 
     trl-grouped's rounds look at different lengths on purpose, so theirs are added up instead.
     """
-    pairs = [sum(one.pairs for one in run.timed) for run in runs]
-    seconds = [sum(run.steps) for run in runs]
-    references = [run.reference_per_batch / run.case.batch for run in runs]
     if runs[0].side == "trl-grouped":
-        return Cost(sum(seconds) / sum(pairs), statistics.mean(references))
-    steps = [took / count for took, count in zip(seconds, pairs, strict=True)]
-    return Cost(statistics.median(steps), statistics.median(references))
+        return added_cost(runs)
+    single = [added_cost([run]) for run in runs]
+    return Cost(
+        statistics.median(one.step for one in single), statistics.median(one.reference for one in single)
+    )
+
+
+def added_cost(runs: Sequence[Run]) -> Cost:
+    """Of all rounds as one long round."""
+    pairs = sum(one.pairs for run in runs for one in run.timed)
+    seconds = sum(sum(run.steps) for run in runs)
+    reference = statistics.mean(run.reference_per_batch / run.case.batch for run in runs)
+    return Cost(seconds / pairs, reference)
